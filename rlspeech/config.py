@@ -1,0 +1,184 @@
+"""The settings of every stage: typed, strict, each with the help text that `rlspeech VERB --help` prints.
+
+A recipe is a TOML file with the same names. Reading recipes and flags is recipe.py's work.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(Section):
+    """What is learned from and what is held out."""
+
+    train: Path = Field(description="manifest (.jsonl), NeMo manifest, or Hugging Face dataset folder to learn from")
+    tests: dict[str, Path] = Field({}, description="held-out sets: name = manifest; never learned from")
+    synth: Path | None = Field(None, description="recipe of `rlspeech synth` that makes the manifests where missing")
+    kinds: list[str] = Field([], description="learn only from these kinds of instruction; empty: all")
+    skip_bad: bool = Field(False, description="skip bad lines (counted and listed) instead of stopping at the first")
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    steps: Count = Field(description="optimiser steps")
+    batch: Count = Field(8, description="audios a step, over all ranks")
+    micro_batch: Count = Field(8, description="audios in one forward pass")
+    lr: Positive = Field(1e-4, description="peak learning rate of the adapter (LoRA) or the whole model")
+    projector_lr: Positive | None = Field(None, description="peak learning rate of the projector; default: lr")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
+    warmup_steps: int = Field(5, ge=0, description="steps of linear warm-up")
+    final_lr_share: Share = Field(0.1, description="share of the peak rate that the decay ends at")
+    weight_decay: NotNegative = Field(0.0, description="decoupled weight decay")
+    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this global norm")
+
+
+class LoraConfig(Section):
+    """Low-rank adapter on the linear layers of the language model."""
+
+    rank: Count = Field(16, description="rank of the adapter")
+    alpha: Positive = Field(32.0, description="scale of the adapter is alpha / rank")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapter's input")
+
+
+class SamplingConfig(Section):
+    """How the student writes its replies."""
+
+    n: Count = Field(1, description="replies to each prompt")
+    temperature: NotNegative = Field(1.0, description="0 is greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus share")
+    max_tokens: Count = Field(64, description="longest reply, in the student's tokens")
+
+
+class EvaluationConfig(Section):
+    """How held-out numbers are taken."""
+
+    samples: Count = Field(24, description="audios of each held-out set, the first ones")
+    max_tokens: Count = Field(40, description="longest reply, in the student's tokens")
+    batch: Count = Field(16, description="prompts decoded at once")
+    cascade: bool = Field(True, description="also score the teacher reading the student's own transcript")
+
+
+class TeacherConfig(Section):
+    """The text model that reads the transcript."""
+
+    prompt: str = Field(
+        'Transcript: "{transcript}"\n\n{instruction}',
+        description="user message; {transcript} and {instruction} are filled in",
+    )
+    system: str | None = Field(None, description="system message; default: the template's own")
+    examples: Path | None = Field(None, description="JSONL of worked examples shown to the teacher first")
+    batch: Count = Field(32, description="replies scored in one forward pass")
+
+
+class Checkpointing(Section):
+    """What is kept so that a killed run goes on with --resume."""
+
+    every_steps: Count = Field(20, description="steps between checkpoints of the training state")
+    keep: Count = Field(2, description="training states kept")
+
+
+class Stage(Section):
+    """Common to every stage that learns."""
+
+    student: str = Field(description="short name (catalog.toml), folder, or hub id of the speech LLM")
+    run_dir: Path = Field(description="folder of this run's results; refused where it is in use")
+    after: str | None = Field(
+        None,
+        description="stage whose checkpoint this one starts from when `student` is a short name; run first if missing",
+    )
+    seed: int = Field(0, ge=0, description="seed of every draw")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
+    trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
+    data: DataConfig
+    optim: OptimConfig
+    checkpoints: Checkpointing = Checkpointing()
+
+
+class FramesConfig(Section):
+    """First part of align: audio frames are placed on the language model's own token embeddings."""
+
+    steps: int = Field(250, ge=0, description="optimiser steps; 0 skips this part (it needs word timings)")
+    batch_frames: Count = Field(2048, description="frames a step")
+    lr: Positive = Field(2e-3, description="peak learning rate of the projector")
+    noise: NotNegative = Field(0.3, description="standard deviation of Gaussian noise on the encoder's output")
+    pull: NotNegative = Field(0.2, description="weight of the squared distance to the token's embedding")
+    label_smoothing: Share = Field(0.05, description="of the cross-entropy over token embeddings")
+
+
+class AlignConfig(Stage):
+    """Stage 0. The projector learns to place speech where the frozen language model can read it."""
+
+    frames: FramesConfig = FramesConfig()
+    train_encoder: bool = Field(False, description="the audio encoder learns too")
+
+
+class SftConfig(Stage):
+    """Stage 1. The projector and the adapter learn to answer instructions about audio."""
+
+    lora: LoraConfig | None = LoraConfig()
+
+
+class DistillConfig(Stage):
+    """Stage 2. The student hears audio and replies; a text teacher that reads the transcript scores every token."""
+
+    teacher: str = Field(description="short name, folder, or hub id of the text teacher")
+    lora: LoraConfig | None = LoraConfig()
+    loss: str = Field("reverse_kl", description="file under rlspeech/losses/ or a path.py: reverse_kl, forward_kl, jsd, k1")
+    loss_options: dict[str, float] = Field({}, description="fields of the loss, such as beta of jsd")
+    sampling: SamplingConfig = SamplingConfig()
+    reading: TeacherConfig = Field(TeacherConfig(), description="how the teacher reads")
+
+
+class EvaluateConfig(Section):
+    """Held-out numbers of a student, of its text teacher, and of the cascade of the two."""
+
+    student: str = Field(description="short name, folder, or hub id of the speech LLM")
+    teacher: str | None = Field(None, description="text teacher; default: no teacher, no cascade, no KL")
+    run_dir: Path = Field(description="folder that evaluation.json is written to")
+    seed: int = Field(0, ge=0, description="seed of every draw")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
+    trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
+    data: DataConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    reading: TeacherConfig = TeacherConfig()
+
+
+class SynthConfig(Section):
+    """Render a synthesiser's samples to 16 kHz audio and manifests."""
+
+    synth: str = Field("exchanges", description="file under data_synth/ or a path.py")
+    out: Path = Field(description="folder that the manifests and the audio are written to")
+    sets: dict[str, Count] = Field(description="manifests to write: name = number of recordings")
+    seed: int = Field(0, ge=0, description="seed of every draw")
+    noise_share: Share = Field(0.3, description="share of recordings with white noise added")
+    snr_db: tuple[float, float] = Field((15.0, 35.0), description="range of the signal-to-noise ratio")
+    max_silence_s: NotNegative = Field(0.3, description="longest silence before and after the speech")
+    options: dict[str, int | float | str] = Field({}, description="fields of the synthesiser")
+
+
+class ReportConfig(Section):
+    """One self-contained HTML file about a run folder or a folder of runs."""
+
+    run_dir: Path = Field(description="a run folder, or a folder that holds run folders")
+    out: Path | None = Field(None, description="the file to write; default: report.html in run_dir")
+    samples: Count = Field(12, description="samples shown with audio")
+
+
+class PipelineConfig(Section):
+    """Stages run in order as one resumable job, each from the checkpoint of the one before."""
+
+    run_dir: Path = Field(description="folder of the whole job: each stage gets a folder in it")
+    stages: list[str] = Field(description="recipes, run in this order; a stage folder is named after its verb")
+    evaluate: Path | None = Field(None, description="recipe of `evaluate`, run before the first stage and after each")
+    seed: int = Field(0, ge=0, description="seed handed to every stage")

@@ -1,0 +1,23 @@
+"""What a user can mend is a UserError: one line that says where, what, and what instead."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake in what was given to us. The command prints it as one line and exits with status 2."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """The tail of a message about an unknown name.
+
+    >>> did_you_mean("lrr", ["lr", "steps"])
+    "; did you mean 'lr'?"
+    >>> did_you_mean("zebra", ["lr", "steps"])
+    '; known: lr, steps'
+    """
+    known = sorted(options)
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
