@@ -62,17 +62,17 @@ class Scene:
 
 @dataclass(frozen=True)
 class Synth:
-    """`count` exchanges of one set. Sets differ in voices (`test_voice`) or in texts (`test_text`) from `train`."""
+    """`count` exchanges of one split. Splits differ in voices (`test_voice`) or in texts (`test_text`) from `train`."""
 
-    set: Literal["train", "test_voice", "test_text"] = "train"
+    split: Literal["train", "test_voice", "test_text"] = "train"
     count: int = 100
     seed: int = 0
     rate_low_wpm: int = 165
     rate_high_wpm: int = 215
 
     def __post_init__(self) -> None:
-        if self.set not in ("train", "test_voice", "test_text"):
-            raise ValueError(f"set must be train, test_voice or test_text, got {self.set!r}")
+        if self.split not in ("train", "test_voice", "test_text"):
+            raise ValueError(f"split must be train, test_voice or test_text, got {self.split!r}")
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
         if not 80 <= self.rate_low_wpm <= self.rate_high_wpm <= 400:
@@ -80,7 +80,7 @@ class Synth:
 
     def __call__(self, samples: Iterable[Sample] = ()) -> Iterator[Sample]:
         """An exchange gives several samples with one transcript, consecutive, ids `{exchange}/{kind}`."""
-        rng = random.Random(f"{self.set}:{self.seed}")
+        rng = random.Random(f"{self.split}:{self.seed}")
         seen: set[str] = set()
         for index in range(self.count):
             scene = self._new_scene(rng, seen)
@@ -88,22 +88,22 @@ class Synth:
             turns = self._voiced(scene, rng)
             for kind, instruction, answer in _tasks(scene, rng):
                 yield Sample(
-                    id=f"{self.set}-{index:05d}/{kind}",
+                    id=f"{self.split}-{index:05d}/{kind}",
                     instruction=instruction,
                     transcript=scene.transcript,
                     reference=answer,
-                    tags={"kind": kind, "set": self.set},
+                    tags={"kind": kind, "split": self.split},
                     turns=turns,
                 )
 
     def _new_scene(self, rng: random.Random, seen: set[str]) -> Scene:
         while True:
             scene = rng.choice(SCENES)(rng)
-            if is_held_out(scene.transcript) == (self.set == "test_text") and scene.transcript not in seen:
+            if is_held_out(scene.transcript) == (self.split == "test_text") and scene.transcript not in seen:
                 return scene
 
     def _voiced(self, scene: Scene, rng: random.Random) -> tuple[Turn, ...]:
-        voices = HELD_OUT_VOICES if self.set == "test_voice" else TRAIN_VOICES
+        voices = HELD_OUT_VOICES if self.split == "test_voice" else TRAIN_VOICES
         speakers = list(dict.fromkeys(speaker for speaker, _ in scene.lines))
         cast = dict(zip(speakers, rng.sample(voices, len(speakers)), strict=True))
         manner = {s: (rng.randint(self.rate_low_wpm, self.rate_high_wpm), rng.randint(30, 70)) for s in speakers}

@@ -56,7 +56,7 @@ class Sample:
     transcript: str | None = None  # what is said: the teacher reads it
     reference: str | None = None  # the right answer
     lang: str = "en"
-    tags: Mapping[str, str] = field(default_factory=dict)  # "kind": transcribe, who, ...; "set": test_voice, ...
+    tags: Mapping[str, str] = field(default_factory=dict)  # "kind": transcribe, who, ...; "split": test_voice, ...
     biasing_words: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
     words: tuple[Word, ...] = ()
