@@ -1,0 +1,140 @@
+"""The padded grid of a learner's batch: replies to the same audio share the positions of their common prompt.
+
+One row holds one group (one audio): the common prefix of its prompts, then for every member a branch: the rest of
+its prompt and its reply. Branches see the prefix and themselves, never one another, and each continues the position
+ids of the prefix, so that every hidden state is that of the plain sequence prompt + reply.
+
+Shape letters: B rows, T tokens of a padded row, N reply tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlspeech.types import TokenBatch
+
+Ids = Sequence[int]
+Member = tuple[Ids, Ids]  # prompt, reply
+
+SHARED = 0  # branch of the common prefix
+PADDING = -1  # branch of padding
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Long tensors. Reply tokens come in the order of groups, members, tokens."""
+
+    input_ids: Tensor  # [B, T]
+    position_ids: Tensor  # [B, T] 0 in padding
+    branch: Tensor  # [B, T] 0 common prefix, 1.. branches, -1 padding
+    at: Tensor  # [N] flat index b * T + t of the position whose hidden state predicts the token
+    targets: Tensor  # [N]
+    rollout: Tensor  # [N] running index of the member over all groups
+
+
+def pack(groups: Sequence[Sequence[Member]], *, pad_id: int, shared_prefix_limit: int | None = None) -> Packed:
+    """Each group becomes a row, padded on the right.
+
+    The prefix is common to all prompts of the group, leaves at least one token of each to its branch, and is at most
+    `shared_prefix_limit` long. The last token of a reply is a target only: nothing is predicted from it, so it is left
+    out of the input. An empty reply has no targets and no branch. Raises ValueError where a prompt is empty.
+    """
+    rows = [_row(group, shared_prefix_limit) for group in groups]
+    width = max((len(row.input_ids) for row in rows), default=0)
+    at, targets, rollout, members = [], [], [], 0
+    for index, (row, group) in enumerate(zip(rows, groups, strict=True)):
+        at += [index * width + position for position in row.at]
+        targets += row.targets
+        rollout += [members + member for member in row.member]
+        members += len(group)
+
+    def grid(lists: list[list[int]], padding: int) -> Tensor:
+        padded = [values + [padding] * (width - len(values)) for values in lists]
+        return torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)
+
+    return Packed(
+        input_ids=grid([row.input_ids for row in rows], pad_id),
+        position_ids=grid([row.position_ids for row in rows], 0),
+        branch=grid([row.branch for row in rows], PADDING),
+        at=torch.tensor(at, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
+        rollout=torch.tensor(rollout, dtype=torch.long),
+    )
+
+
+def attention_mask(branch_BT: Tensor) -> Tensor:
+    """Bool [B, 1, T, T], True where position t may attend to s (the last): s <= t, in the prefix or t's branch.
+
+    Padding attends to itself alone (a row without a True would be NaN) and nobody else attends to it.
+    """
+    to_t, from_s = branch_BT[:, :, None], branch_BT[:, None, :]
+    length = branch_BT.shape[1]
+    causal_TT = torch.ones(length, length, dtype=torch.bool, device=branch_BT.device).tril()
+    itself_TT = torch.eye(length, dtype=torch.bool, device=branch_BT.device)
+    seen_BTT = causal_TT & ((from_s == SHARED) | (from_s == to_t)) & (from_s != PADDING) & (to_t != PADDING)
+    return (seen_BTT | itself_TT)[:, None]
+
+
+def split(
+    groups: Sequence[Sequence[Member]], max_rows: int, *, shared_prefix_limit: int | None = None
+) -> list[list[int]]:
+    """Micro-batches of at most `max_rows` groups of like length, as indices into `groups`; longest first.
+
+    Every group is in exactly one. Longest first, so that a lack of memory shows at the first forward pass.
+    """
+    if max_rows < 1:
+        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+    lengths = [len(_row(group, shared_prefix_limit).input_ids) for group in groups]
+    order = sorted(range(len(groups)), key=lambda index: (-lengths[index], index))
+    return [order[start : start + max_rows] for start in range(0, len(order), max_rows)]
+
+
+def required(batch: TokenBatch, name: str) -> Tensor:
+    """A field of the batch that a loss cannot do without; ValueError naming it where it is None."""
+    value = getattr(batch, name)
+    if value is None:
+        raise ValueError(f"the batch has no {name}, which this loss needs")
+    return value
+
+
+@dataclass(frozen=True)
+class _Row:
+    input_ids: list[int]
+    position_ids: list[int]
+    branch: list[int]
+    at: list[int]  # position in the row
+    targets: list[int]
+    member: list[int]
+
+
+def _row(group: Sequence[Member], limit: int | None) -> _Row:
+    prefix = _common_prefix([prompt for prompt, _ in group], limit)
+    row = _Row(list(prefix), list(range(len(prefix))), [SHARED] * len(prefix), [], [], [])
+    for index, (prompt, reply) in enumerate(group):
+        if not len(reply):
+            continue
+        branch = [*prompt[len(prefix) :], *reply[:-1]]
+        first = len(row.input_ids) + len(prompt) - len(prefix) - 1  # the prompt's last token predicts the reply's first
+        row.at.extend(range(first, first + len(reply)))
+        row.targets.extend(reply)
+        row.member.extend([index] * len(reply))
+        row.input_ids.extend(branch)
+        row.position_ids.extend(range(len(prefix), len(prefix) + len(branch)))
+        row.branch.extend([index + 1] * len(branch))
+    return row
+
+
+def _common_prefix(prompts: Sequence[Ids], limit: int | None) -> list[int]:
+    if any(not len(prompt) for prompt in prompts):
+        raise ValueError("a prompt is empty: there is no position to predict the first token of the reply from")
+    if not prompts:
+        return []
+    longest = min(len(prompt) for prompt in prompts) - 1
+    longest = longest if limit is None else min(longest, limit)
+    first, *others = prompts
+    for length in range(longest):
+        if any(other[length] != first[length] for other in others):
+            return list(first[:length])
+    return list(first[:longest])
