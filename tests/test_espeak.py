@@ -22,11 +22,12 @@ def loudness(wave: Waveform, start_s: float, end_s: float) -> float:
 
 
 def test_the_same_turn_is_the_same_sound_whatever_was_said_before():
-    first = speak(QUESTION)
-    speak(ANSWER)
-    again = speak(QUESTION)
-    assert np.array_equal(first.wave.samples, again.wave.samples)
-    assert first.words == again.words
+    turns = [Turn("A", "She sees six fish.", voice) for voice in ("en-us", "en-us+f2", "en-us+whisper", "en-us+f3")]
+    rounds = [[speak(turn) for turn in order] for order in (turns, turns, turns[::-1])]
+    for first, second, third in zip(rounds[0], rounds[1], rounds[2][::-1], strict=True):
+        assert np.array_equal(first.wave.samples, second.wave.samples)
+        assert np.array_equal(first.wave.samples, third.wave.samples)
+        assert first.words == second.words == third.words
 
 
 def test_voices_rates_and_pitches_sound_different():
@@ -128,5 +129,5 @@ def test_what_espeak_cannot_do_is_refused_in_one_line(turn: Turn, message: str):
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(UserError, match="pip install 'rlspeech.tiny.'"):
+    with pytest.raises(UserError, match=r"pip install 'rlspeech\[tiny\]'"):
         speak(QUESTION)
