@@ -1,0 +1,359 @@
+"""The `rlspeech` command, VERB [RECIPE] [--flags]: reads settings, says what is wrong with them, runs a stage."""
+
+import argparse
+import importlib
+import logging
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from rlspeech.errors import UserError, did_you_mean
+from rlspeech.recipe import CONFIGS, default_recipe, flag_name, load, section_of, unknown_flag
+
+
+@dataclass(frozen=True)
+class Verb:
+    """`learns`: has a plan for --dry-run, and goes on with --resume."""
+
+    summary: str
+    about: str
+    examples: tuple[str, ...]
+    learns: bool = False
+    resumes: bool = False
+
+
+VERBS = {
+    "synth": Verb(
+        "render spoken exchanges to audio and manifests",
+        "Writes a synthesiser's samples (a file under data_synth/, or your own) as 16 kHz audio and one JSONL manifest "
+        "a set, spoken in process by eSpeak NG with many voices, rates and pitches, some of it in noise. A set whose "
+        "manifest is there already is left as it is.",
+        ("rlspeech synth tiny/synth", "rlspeech synth tiny/synth --seed 1 --out data/other"),
+    ),
+    "align": Verb(
+        "stage 0: the projector learns to place speech where the language model can read it",
+        "The audio encoder and the language model are frozen; the projector between them learns, first from the "
+        "language model's own token embeddings at each audio frame (where the data has word timings), then from the "
+        "language model's loss on the transcript. Ends in a checkpoint folder that transformers loads.",
+        ("rlspeech align --student tiny", "rlspeech align tiny/align --optim.lr 1e-3 --run-dir runs/try"),
+        learns=True,
+        resumes=True,
+    ),
+    "sft": Verb(
+        "stage 1: the projector and an adapter learn to answer instructions about audio",
+        "The audio encoder stays frozen, so that it keeps its robustness; projector and LoRA adapter learn from "
+        "(audio, instruction) -> answer, with loss on the tokens of the answer only.",
+        ("rlspeech sft --student tiny", "rlspeech sft tiny/sft --lora.rank 32 --optim.steps 200"),
+        learns=True,
+        resumes=True,
+    ),
+    "distill": Verb(
+        "stage 2: on-policy distillation from a text teacher that reads the transcript",
+        "The main job. The student hears the audio and samples a reply; the teacher, which has the transcript, says "
+        "at every token of that reply how it would have gone on; the student moves towards it. Losses: reverse_kl, "
+        "forward_kl, jsd (over the whole vocabulary), k1 (sampled tokens only).",
+        (
+            "rlspeech distill --teacher tiny-llm --student tiny",
+            "rlspeech distill --teacher llama-70b --student phi4mm --dry-run",
+        ),
+        learns=True,
+        resumes=True,
+    ),
+    "evaluate": Verb(
+        "held-out numbers of a student, its text teacher, and the cascade of the two",
+        "Word error rate, exact and fuzzy accuracy of answers, repetition, and KL to the teacher on held-out sets; the "
+        "same scores of the teacher reading the true transcript, and reading the student's own, so that the share of "
+        "the gap that was closed is a number. Writes evaluation.json.",
+        (
+            "rlspeech evaluate tiny/evaluate --student runs/tiny/distill/checkpoint",
+            "rlspeech evaluate --student tiny --teacher none --evaluation.samples 8",
+        ),
+    ),
+    "report": Verb(
+        "one self-contained HTML file about a run, or a folder of runs",
+        "Curves of every stage, a table of held-out numbers before and after, and a dozen samples with their audio, "
+        "the replies before and after, and the KL of each token as colour. No recipe is needed.",
+        ("rlspeech report --run-dir runs/tiny", "rlspeech report --run-dir runs/tiny --out tiny.html --samples 20"),
+    ),
+    "pipeline": Verb(
+        "stages run in order as one job that can be resumed",
+        "Runs the recipes it lists, each from the checkpoint of the one before, with evaluations between them. What "
+        "is finished is not run again: a killed job goes on with --resume.",
+        ("rlspeech pipeline tiny/quickstart", "rlspeech pipeline tiny/quickstart --resume"),
+        resumes=True,
+    ),
+}
+TOOLS = {
+    "doctor": "what is installed, which devices there are, and what each stage could do here",
+    "plan": "models, data, memory of a learning verb, and what is missing here: `rlspeech plan VERB [RECIPE]`",
+}
+EVERYTHING = [*VERBS, *TOOLS]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 2 for a mistake of the user, 130 where interrupted."""
+    try:
+        _run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"rlspeech: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rlspeech: interrupted; a stage that learns goes on with --resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        sys.stderr.close()
+        return 141
+    return 0
+
+
+def _run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"rlspeech {version('rlspeech')}")
+        return
+    verb, *rest = argv
+    if verb not in EVERYTHING:
+        kind = "flag before the verb" if verb.startswith("-") else "verb"
+        raise UserError(f"{verb}: unknown {kind}{did_you_mean(verb, EVERYTHING)}")
+    if verb == "doctor":
+        _run_doctor(rest)
+    elif verb == "plan":
+        _run_plan(rest)
+    else:
+        _run_stage(verb, rest)
+
+
+def _run_stage(verb: str, argv: list[str]) -> None:
+    parser = _parser(verb, argv)
+    given, unknown = parser.parse_known_args(argv)
+    overrides = {name: value for name, value in vars(given).items() if "/" not in name}
+    if unknown:
+        _refuse(verb, unknown)
+    _set_up_logs(getattr(given, "/verbosity"))
+    recipe = getattr(given, "/recipe")
+    config = load(CONFIGS[verb], default_recipe(verb, overrides) if recipe is None else recipe, overrides)
+    if VERBS[verb].learns and getattr(given, "/dry_run"):
+        importlib.import_module("rlspeech.stages.plan").run(config)
+        return
+    stage = importlib.import_module(f"rlspeech.stages.{verb}")
+    stage.run(config, **({"resume": getattr(given, "/resume")} if VERBS[verb].resumes else {}))
+
+
+def _run_doctor(argv: list[str]) -> None:
+    parser = _Parser(prog="rlspeech doctor", description=TOOLS["doctor"].capitalize() + ".", allow_abbrev=False)
+    _, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UserError(f"doctor: takes no arguments, got {unknown[0]}")
+    importlib.import_module("rlspeech.stages.doctor").main()
+
+
+def _run_plan(argv: list[str]) -> None:
+    learning = [verb for verb, known in VERBS.items() if known.learns]
+    if not argv or argv[0] in ("-h", "--help"):
+        about = "Prints the plan of a learning verb and loads no model: the same as its --dry-run."
+        print(f"usage: rlspeech plan {{{','.join(learning)}}} [RECIPE] [--flags]\n\n{about}")
+    elif argv[0] not in learning:
+        raise UserError(f"plan {argv[0]}: no plan for this{did_you_mean(argv[0], learning)}")
+    else:
+        _run_stage(argv[0], [*argv[1:], "--dry-run"])
+
+
+def _overview() -> str:
+    width = max(map(len, EVERYTHING))
+    lines = [f"  {verb:<{width}}  {known.summary}" for verb, known in VERBS.items()]
+    lines += [f"  {tool:<{width}}  {summary}" for tool, summary in TOOLS.items()]
+    return "\n".join(
+        [
+            "usage: rlspeech VERB [RECIPE] [--flags] [--dry-run] [--resume]",
+            "",
+            "Trains speech LLMs by alignment, supervised fine-tuning and on-policy distillation from a text teacher.",
+            "",
+            "verbs:",
+            *lines,
+            "",
+            "A recipe is a TOML file, or the name of one that ships, such as tiny/distill. Any setting is also a flag:",
+            "  rlspeech distill --teacher tiny-llm --student tiny --optim.lr 1e-4",
+            "`rlspeech VERB --help` lists the settings of a verb.",
+        ]
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+
+def _parser(verb: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Flags of a verb. Names with "/" are ours, all others are settings; those that are not given are absent."""
+    known = VERBS[verb]
+    parser = _Parser(
+        prog=f"rlspeech {verb}",
+        usage=f"rlspeech {verb} [RECIPE] [--flags]{' [--dry-run]' * known.learns}{' [--resume]' * known.resumes}",
+        description=textwrap.fill(known.about, 100),
+        epilog="examples:\n" + "\n".join(f"  {example}" for example in known.examples),
+        formatter_class=_Help,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    ours = parser.add_argument_group("command")
+    text = "TOML file, or the name of a recipe that ships"
+    if "student" in CONFIGS[verb].model_fields:
+        text += f"; default: recipes/STUDENT/{verb}.toml"
+    ours.add_argument("/recipe", metavar="RECIPE", nargs="?", default=None, help=text)
+    ours.add_argument("-h", "--help", action="help", help="print this and stop")
+    if known.learns:
+        ours.add_argument("--dry-run", dest="/dry_run", action="store_true", default=False, help="print the plan, stop")
+    if known.resumes:
+        text = "go on where a killed run of the same settings stopped"
+        ours.add_argument("--resume", dest="/resume", action="store_true", default=False, help=text)
+    level = {"dest": "/verbosity", "action": "store_const", "default": logging.INFO}
+    ours.add_argument("--verbose", const=logging.DEBUG, help="log more", **level)
+    ours.add_argument("--quiet", const=logging.WARNING, help="log warnings only", **level)
+    _add_settings(parser, CONFIGS[verb], argv)
+    return parser
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36, width=110)
+
+
+def _add_settings(parser: argparse.ArgumentParser, config: type[BaseModel], argv: Sequence[str]) -> None:
+    group = parser.add_argument_group("settings")
+    for name, field in config.model_fields.items():
+        if section_of(field.annotation) is None:
+            _add_setting(group, name, field, argv)
+    for name, field in config.model_fields.items():
+        section = section_of(field.annotation)
+        if section is None:
+            continue
+        off = NoneType in get_args(field.annotation)
+        about = (section.__doc__ or "").strip() + (f" {flag_name(name)} none: off." if off else "")
+        group = parser.add_argument_group(f"[{name}]", about)
+        # the section as a whole: "none", or an inline table
+        group.add_argument(*_spellings(name), dest=name, help=argparse.SUPPRESS)
+        for key, setting in section.model_fields.items():
+            _add_setting(group, f"{name}.{key}", setting, argv)
+
+
+def _add_setting(group: Any, name: str, field: FieldInfo, argv: Sequence[str]) -> None:
+    kind = type_name(field.annotation)
+    if kind.startswith("table"):  # --data.tests.voice x.jsonl: the names are the user's
+        group.add_argument(*_spellings(name), dest=name, help=argparse.SUPPRESS)
+        group.add_argument(f"{flag_name(name)}.NAME", dest=f"{name}.NAME", metavar="VALUE", help=_help(field, kind))
+        for flag in {arg.partition("=")[0] for arg in argv if arg.startswith(tuple(f"{s}." for s in _spellings(name)))}:
+            if flag != f"{flag_name(name)}.NAME":
+                group.add_argument(flag, dest=flag.removeprefix("--"), help=argparse.SUPPRESS)
+        return
+    switch: dict[str, Any] = {"nargs": "?", "const": "true"} if kind == "true or false" else {}
+    metavar = METAVARS[kind.partition(" ")[0]]
+    first, *others = _spellings(name)
+    group.add_argument(first, dest=name, metavar=metavar, help=_help(field, kind), **switch)
+    for other in others:
+        group.add_argument(other, dest=name, help=argparse.SUPPRESS, **switch)
+
+
+METAVARS = {
+    "whole": "INT",
+    "one": "WORD",
+    "list": "LIST",
+    "true": "BOOL",
+    "number": "NUMBER",
+    "text": "TEXT",
+    "path": "PATH",
+}
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([flag_name(name), f"--{name}"]))
+
+
+def _help(field: FieldInfo, kind: str) -> str:
+    default = field.get_default(call_default_factory=True)
+    if default is PydanticUndefined:
+        tail = "required"
+    elif default is None:
+        tail = "" if "default:" in (field.description or "") else "default: none"
+    else:
+        tail = f"default: {_shown(default)}"
+    detail = kind if kind.startswith(("one of", "list of")) else ""  # the rest is told by the metavar
+    notes = "; ".join(filter(None, [detail, tail]))
+    return f"{field.description}{f' ({notes})' if notes else ''}".replace("%", "%%")
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, (list, tuple)):
+        return ",".join(map(str, default)) or "empty"
+    if default == {}:
+        return "empty"
+    return repr(default) if isinstance(default, str) and ("\n" in default or not default) else str(default)
+
+
+def type_name(annotation: Any) -> str:
+    """How help names a type.
+
+    >>> type_name(int | None), type_name(Literal["a", "b"]), type_name(list[str])
+    ('whole number', 'one of a, b', 'list of text, comma-separated')
+    """
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_name(args[0])
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(type_name(arg) for arg in args if arg is not NoneType))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (list, tuple):
+        return f"list of {type_name(args[0])}, comma-separated"
+    if origin is dict:
+        return f"table of {type_name(args[1])}"
+    return {int: "whole number", float: "number", bool: "true or false", str: "text"}.get(annotation, "path")
+
+
+def _refuse(verb: str, unknown: Sequence[str]) -> NoReturn:
+    """The one line about arguments that are no flag of a verb."""
+    flag = next((word for word in unknown if word.startswith("-")), None)
+    if flag is None:
+        raise UserError(f"{verb}: one recipe at most, got also {unknown[0]}")
+    name = flag.partition("=")[0]
+    ours = ["--help", "--verbose", "--quiet"]
+    ours += ["--dry-run"] * VERBS[verb].learns + ["--resume"] * VERBS[verb].resumes
+    settings = [*CONFIGS[verb].model_fields]
+    hint = did_you_mean(name, ours)
+    if hint.startswith("; did") and not did_you_mean(name.removeprefix("--"), settings).startswith("; did"):
+        raise UserError(f"{name}: unknown flag{hint}")
+    raise UserError(unknown_flag(CONFIGS[verb], name.lstrip("-")))
+
+
+def _set_up_logs(level: int) -> None:
+    """A log line is coloured on a terminal and plain elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler: logging.Handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%X")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("rlspeech")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())
