@@ -20,7 +20,6 @@ NUMBERS = "two three four five six seven eight nine ten eleven twelve".split()
 AMOUNTS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 TIMES = ["one", *NUMBERS, "noon"]
-VERBS = {"buy": "buys", "bring": "brings", "sell": "sells", "find": "finds", "send": "sends", "clean": "cleans"}
 
 TRAIN_VOICES = (
     "en-us en en-gb-x-rp en-us+f2 en-us+f3 en-us+m3 en-us+m1 en+f4 en+m2 en-us-nyc en-gb-scotland en-us+Alex".split()
@@ -29,31 +28,30 @@ HELD_OUT_VOICES = "en-us+f1 en+m5 en-us+Andy en-gb-x-rp+f5".split()
 HELD_OUT_SHARE = 0.1  # of all texts
 NOT_SAID = "Not said."
 
-QUESTIONS = {
-    "who": "Who will {verb} the {item}?",
-    "who_meets": "Who will meet {name}?",
-    "who_has": "Who has the {item}?",
-    "what": "What will {name} {verb}?",
-    "when": "On what day?",
-    "time": "At what time?",
-    "where": "Where?",
-    "how_many": "How many {item}?",
-    "price": "How much do the {item} cost?",
-    "color": "What color are the {item}?",
-}
 TRANSCRIBE = "Transcribe the speech."
 SUMMARISE = "Summarize in one sentence."
 LIST_ITEMS = "List the items mentioned."
 
 
 @dataclass(frozen=True)
+class Task:
+    """An instruction and its answer. `key`: the words that any right answer holds."""
+
+    kind: str
+    instruction: str
+    answer: str
+    key: str
+
+
+@dataclass(frozen=True)
 class Scene:
-    """What happens: the lines as (speaker, text), a summary, the items, and answers by kind of question."""
+    """What happens: the lines as (speaker, text), a summary, the items, and questions with answers."""
 
     lines: tuple[tuple[str, str], ...]
-    summary: str
+    summary: Task
     items: tuple[str, ...]
-    questions: tuple[tuple[str, str, str], ...]  # (kind, question, answer)
+    questions: tuple[Task, ...]
+    unanswered: tuple[str, ...]  # questions whose right answer is that it was not said
 
     @property
     def transcript(self) -> str:
@@ -86,13 +84,13 @@ class Synth:
             scene = self._new_scene(rng, seen)
             seen.add(scene.transcript)
             turns = self._voiced(scene, rng)
-            for kind, instruction, answer in _tasks(scene, rng):
+            for task in _tasks(scene, rng):
                 yield Sample(
-                    id=f"{self.split}-{index:05d}/{kind}",
-                    instruction=instruction,
+                    id=f"{self.split}-{index:05d}/{task.kind}",
+                    instruction=task.instruction,
                     transcript=scene.transcript,
-                    reference=answer,
-                    tags={"kind": kind, "split": self.split},
+                    reference=task.answer,
+                    tags={"kind": task.kind, "key": task.key, "split": self.split},
                     turns=turns,
                 )
 
@@ -118,40 +116,37 @@ def is_held_out(text: str) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
-def _tasks(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
-    """Kind, instruction and answer of each task of a scene; two of its questions and one it does not answer."""
-    tasks = [("transcribe", TRANSCRIBE, scene.transcript), ("summarize", SUMMARISE, scene.summary)]
+def _tasks(scene: Scene, rng: random.Random) -> list[Task]:
+    """The tasks of a scene: transcript, summary, two of its questions, its items, and one question it does not answer."""
+    tasks = [Task("transcribe", TRANSCRIBE, scene.transcript, scene.transcript), scene.summary]
     tasks += rng.sample(scene.questions, min(2, len(scene.questions)))
     if scene.items:
-        tasks.append(("list", LIST_ITEMS, ", ".join(scene.items)))
-    tasks.append(("not_said", _unanswered(scene, rng), NOT_SAID))
+        listed = " and ".join(scene.items)
+        tasks.append(Task("list", LIST_ITEMS, f"The items are {listed}.", " ".join(scene.items)))
+    tasks.append(Task("not_said", rng.choice(scene.unanswered), NOT_SAID, "not said"))
     return tasks
 
 
-def _unanswered(scene: Scene, rng: random.Random) -> str:
-    answered = {kind for kind, _, _ in scene.questions}
-    said = scene.transcript.split()
-    item = rng.choice(scene.items or [i for i in ITEMS if i not in said])
-    options = [kind for kind in ("when", "time", "where", "how_many", "price", "color") if kind not in answered]
-    return QUESTIONS[rng.choice(options)].format(item=item)
+def _summary(answer: str, key: str) -> Task:
+    return Task("summarize", SUMMARISE, answer, key)
 
 
 def _purchase(rng: random.Random) -> Scene:
-    name, place, day = rng.choice(NAMES), rng.choice(PLACES), rng.choice(DAYS)
+    name, place, day, verb = rng.choice(NAMES), rng.choice(PLACES), rng.choice(DAYS), rng.choice(["buy", "sell"])
     (first, second), (n, m) = rng.sample(ITEMS, 2), rng.choices(NUMBERS, k=2)
-    verb = rng.choice(["buy", "sell"])
     text = f"{name} will {verb} {n} {first} and {m} {second} at the {place} on {day}."
     return Scene(
         (("A", text),),
-        f"{name} {VERBS[verb]} {first} and {second} on {day}.",
+        _summary(f"{name} will {verb} {first} and {second} on {day}.", f"{name} {first} {second}"),
         (first, second),
         (
-            ("who", QUESTIONS["who"].format(verb=verb, item=first), f"{name}."),
-            ("what", QUESTIONS["what"].format(name=name, verb=verb), f"{first} and {second}.".capitalize()),
-            ("when", QUESTIONS["when"], f"{day}."),
-            ("where", QUESTIONS["where"], f"The {place}."),
-            ("how_many", QUESTIONS["how_many"].format(item=first), f"{n}.".capitalize()),
+            Task("who", f"Who will {verb} {first}?", f"{name} will {verb} {first}.", name),
+            Task("what", f"What will {name} {verb}?", f"{name} will {verb} {first} and {second}.", f"{first} {second}"),
+            Task("when", f"When will {name} {verb} {first}?", f"{name} will {verb} {first} on {day}.", day),
+            Task("where", f"Where will {name} {verb} {first}?", f"{name} will {verb} {first} at the {place}.", place),
+            Task("how_many", f"How many {first} will {name} {verb}?", f"{name} will {verb} {n} {first}.", n),
         ),
+        (f"What color are the {first}?", f"How much do the {second} cost?", f"Who will go with {name}?"),
     )
 
 
@@ -159,67 +154,70 @@ def _request(rng: random.Random) -> Scene:
     name, place, time, item = rng.choice(NAMES), rng.choice(PLACES), rng.choice(TIMES), rng.choice(ITEMS)
     verb = rng.choice(["bring", "send", "find", "clean"])
     where = f"to the {place}" if verb in ("bring", "send") else f"at the {place}"
-    ask = f"{name}, can you {verb} the {item} {where}?"
     return Scene(
-        (("A", ask), ("B", f"Yes, I will do it at {time}.")),
-        f"{name} will {verb} the {item} {where} at {time}.",
+        (("A", f"{name}, can you {verb} the {item} {where}?"), ("B", f"Yes, I will do it at {time}.")),
+        _summary(f"{name} will {verb} the {item} {where} at {time}.", f"{name} {item} {place} {time}"),
         (item,),
         (
-            ("who", QUESTIONS["who"].format(verb=verb, item=item), f"{name}."),
-            ("what", QUESTIONS["what"].format(name=name, verb=verb), f"The {item}."),
-            ("time", QUESTIONS["time"], f"{time}.".capitalize()),
-            ("where", QUESTIONS["where"], f"The {place}."),
+            Task("who", f"Who will {verb} the {item}?", f"{name} will {verb} the {item}.", name),
+            Task("what", f"What will {name} {verb}?", f"{name} will {verb} the {item}.", item),
+            Task("when", f"When will {name} {verb} the {item}?", f"{name} will {verb} the {item} at {time}.", time),
+            Task("where", f"Where will {name} {verb} the {item}?", f"{name} will {verb} the {item} {where}.", place),
         ),
+        (f"What color are the {item}?", f"How many {item} are there?", f"How much do the {item} cost?"),
     )
 
 
 def _meeting(rng: random.Random) -> Scene:
     (first, second), place = rng.sample(NAMES, 2), rng.choice(PLACES)
     day, time = rng.choice(DAYS), rng.choice(TIMES)
+    meet = f"{first} will meet {second}"
     return Scene(
-        (("A", f"{first} will meet {second} at the {place} on {day} at {time}."),),
-        f"{first} meets {second} at the {place} on {day}.",
+        (("A", f"{meet} at the {place} on {day} at {time}."),),
+        _summary(f"{meet} at the {place} on {day}.", f"{first} {second} {place} {day}"),
         (),
         (
-            ("who", QUESTIONS["who_meets"].format(name=second), f"{first}."),
-            ("when", QUESTIONS["when"], f"{day}."),
-            ("time", QUESTIONS["time"], f"{time}.".capitalize()),
-            ("where", QUESTIONS["where"], f"The {place}."),
+            Task("who", f"Who will meet {second}?", f"{meet}.", first),
+            Task("when", f"When will {first} meet {second}?", f"{meet} on {day} at {time}.", f"{day} {time}"),
+            Task("where", f"Where will {first} meet {second}?", f"{meet} at the {place}.", place),
         ),
+        (f"Why will {first} meet {second}?", f"What will {first} bring?", f"How will {second} travel?"),
     )
 
 
 def _price(rng: random.Random) -> Scene:
     name, item, color, amount = rng.choice(NAMES), rng.choice(ITEMS), rng.choice(COLORS), rng.choice(AMOUNTS)
-    lines = (("A", f"How much are the {color} {item}?"), ("B", f"They cost {amount} dollars, {name}."))
     return Scene(
-        lines,
-        f"{name} asks for the {color} {item}, which cost {amount} dollars.",
+        (("A", f"How much are the {color} {item}?"), ("B", f"They cost {amount} dollars, {name}.")),
+        _summary(f"The {color} {item} cost {amount} dollars.", f"{color} {item} {amount}"),
         (item,),
         (
-            ("price", QUESTIONS["price"].format(item=item), f"{amount} dollars.".capitalize()),
-            ("color", QUESTIONS["color"].format(item=item), f"{color}.".capitalize()),
+            Task("how_much", f"How much do the {item} cost?", f"The {item} cost {amount} dollars.", amount),
+            Task("color", f"What color are the {item}?", f"The {item} are {color}.", color),
         ),
+        (f"When will {name} buy the {item}?", f"Where are the {item}?", f"How many {item} are there?"),
     )
 
 
 def _search(rng: random.Random) -> Scene:
     name, place, item, day = rng.choice(NAMES), rng.choice(PLACES), rng.choice(ITEMS), rng.choice(DAYS)
     number = rng.choice(NUMBERS)
+    where = f"The {item} were at the {place}"
     return Scene(
         (
             ("A", f"Who has the {item}?"),
             ("B", f"{name} has {number} {item}."),
             ("C", f"They were at the {place} on {day}."),
         ),
-        f"{name} has {number} {item} from the {place}.",
+        _summary(f"{name} has {number} {item} from the {place}.", f"{name} {number} {item}"),
         (item,),
         (
-            ("who", QUESTIONS["who_has"].format(item=item), f"{name}."),
-            ("when", QUESTIONS["when"], f"{day}."),
-            ("where", QUESTIONS["where"], f"The {place}."),
-            ("how_many", QUESTIONS["how_many"].format(item=item), f"{number}.".capitalize()),
+            Task("who", f"Who has the {item}?", f"{name} has the {item}.", name),
+            Task("when", f"When were the {item} at the {place}?", f"{where} on {day}.", day),
+            Task("where", f"Where were the {item}?", f"{where}.", place),
+            Task("how_many", f"How many {item} does {name} have?", f"{name} has {number} {item}.", number),
         ),
+        (f"What color are the {item}?", f"How much do the {item} cost?", f"When will {name} sell the {item}?"),
     )
 
 
