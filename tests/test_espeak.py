@@ -1,5 +1,7 @@
 """Speech synthesis by the real eSpeak NG: determinism, word times, noise, and what is refused."""
 
+import hashlib
+import subprocess
 import sys
 
 import numpy as np
@@ -28,6 +30,14 @@ def test_the_same_turn_is_the_same_sound_whatever_was_said_before():
         assert np.array_equal(first.wave.samples, second.wave.samples)
         assert np.array_equal(first.wave.samples, third.wave.samples)
         assert first.words == second.words == third.words
+
+
+def test_another_process_makes_the_same_sound():
+    turn = Turn("A", "She sees six fish.", "en-us+whisper")
+    program = f"""import hashlib; from rlspeech.embedded.espeak import speak, Turn
+print(hashlib.sha256(speak({turn!r}).wave.samples.tobytes()).hexdigest())"""
+    digest = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    assert digest == hashlib.sha256(speak(turn).wave.samples.tobytes()).hexdigest()
 
 
 def test_voices_rates_and_pitches_sound_different():
