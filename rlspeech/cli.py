@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rlspeech.errors import UserError, did_you_mean
-from rlspeech.recipe import CONFIGS, default_recipe, flag_name, load, section_of, unknown_flag
+from rlspeech.recipe import CONFIGS, default_recipe, flag_name, load, section_of, settings_of, unknown_flag
 
 
 @dataclass(frozen=True)
@@ -329,13 +329,21 @@ def _refuse(verb: str, unknown: Sequence[str]) -> NoReturn:
     if flag is None:
         raise UserError(f"{verb}: one recipe at most, got also {unknown[0]}")
     name = flag.partition("=")[0]
-    ours = ["--help", "--verbose", "--quiet"]
-    ours += ["--dry-run"] * VERBS[verb].learns + ["--resume"] * VERBS[verb].resumes
-    settings = [*CONFIGS[verb].model_fields]
-    hint = did_you_mean(name, ours)
-    if hint.startswith("; did") and not did_you_mean(name.removeprefix("--"), settings).startswith("; did"):
+    plain = name.lstrip("-").replace("-", "_")
+    others = [verb for verb, config in CONFIGS.items() if plain in dict(settings_of(config))]
+    if plain in ("dry_run", "resume"):
+        others = [verb for verb in VERBS if name in _switches(verb)]
+    if others:
+        raise UserError(f"{name}: no flag of {verb!r}, but of {', '.join(others)}")
+    hint = did_you_mean(name, [*_switches(verb), *map(flag_name, CONFIGS[verb].model_fields)])
+    if any(repr(switch) in hint for switch in _switches(verb)):
         raise UserError(f"{name}: unknown flag{hint}")
     raise UserError(unknown_flag(CONFIGS[verb], name.lstrip("-")))
+
+
+def _switches(verb: str) -> list[str]:
+    known = VERBS[verb]
+    return ["--help", "--verbose", "--quiet", *["--dry-run"] * known.learns, *["--resume"] * known.resumes]
 
 
 def _set_up_logs(level: int) -> None:

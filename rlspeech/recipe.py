@@ -232,7 +232,7 @@ def unknown_flag(config_type: type[BaseModel], flag: str) -> str:
     tail = did_you_mean(flag_name(flag), map(flag_name, same_leaf or known))
     if tail.startswith("; known"):
         tail = f"; did you mean {flag_name(same_leaf[0])!r}?" if same_leaf else "; --help lists them"
-    return f"--{flag}: unknown flag{tail}"
+    return f"{'-' if len(flag) == 1 else '--'}{flag}: unknown flag{tail}"
 
 
 def _parse(annotation: Any, text: str) -> Any:

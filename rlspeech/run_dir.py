@@ -159,7 +159,7 @@ class RunDir:
     def latest_state(self) -> tuple[int, Path] | None:
         """Step and folder of the newest whole training state."""
         states = _whole_states(self.path)
-        return (int(states[0].name.removeprefix("step-")), states[0]) if states else None
+        return (_step_of(states[0]), states[0]) if states else None
 
     @property
     def checkpoint(self) -> Path:
@@ -291,7 +291,11 @@ def _aside(final: Path) -> Path:
 
 def _whole_states(path: Path) -> list[Path]:
     """Newest first."""
-    return sorted((marker.parent for marker in (path / "state").glob(f"step-*/{WHOLE}")), reverse=True)
+    return sorted((marker.parent for marker in (path / "state").glob(f"step-*/{WHOLE}")), key=_step_of, reverse=True)
+
+
+def _step_of(state: Path) -> int:
+    return int(state.name.removeprefix("step-"))
 
 
 def _sync(folder: Path) -> None:

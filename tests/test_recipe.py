@@ -199,7 +199,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 NUMBERS = st.floats(1e-12, 1e12)
 
 
-@given(student=TEXT, tests=st.dictionaries(TEXT, st.just("x.jsonl")), lr=NUMBERS, options=st.dictionaries(TEXT, NUMBERS))
+@given(
+    student=TEXT, tests=st.dictionaries(TEXT, st.just("x.jsonl")), lr=NUMBERS, options=st.dictionaries(TEXT, NUMBERS)
+)
 def test_any_config_is_written_back_equal(tmp_path_factory, student, tests, lr, options):
     settings = {
         "student": student,
