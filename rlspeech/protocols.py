@@ -1,14 +1,26 @@
 """What each part promises. A stage knows these and nothing of what stands behind them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from rlspeech.types import Completion, Policy, Prompt, Rollout, Sample, Scored, TokenBatch
+from rlspeech.types import Completion, Policy, Prompt, Rollout, Sample, Scored, TokenBatch, Waveform
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are written. Temperature 0 is greedy; its log-probs are those of temperature 1."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    n: int = 1
+    seed: int = 0
 
 
 class Student(Protocol):
@@ -17,65 +29,95 @@ class Student(Protocol):
     The file holds a class `Student` with the class method `load(folder, *, dtype) -> Student`.
     """
 
-    model: nn.Module
+    model: Any  # a transformers model with `generate`
+    frame_s: float  # seconds of audio behind one placeholder
     end_token_id: int
 
-    def render(self, sample: Sample) -> Prompt: ...
+    @property
+    def tokenizer(self) -> Any: ...
 
-    def collate(self, prompts: Sequence[Prompt]) -> Any:
-        """The audio of prompts, one for each distinct `audio_key`, as `hidden` and the rollout engine take it."""
-
-    def hidden(self, batch: TokenBatch) -> Tensor:
-        """Hidden states before the output projection, [B, T, D]; honours `batch.branch`."""
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model: embeddings in, hidden states out."""
+        ...
 
     def head(self) -> Tensor:
         """The output projection [V, D]."""
+        ...
 
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+    def render(self, sample: Sample, audio: Waveform) -> Prompt:
+        """The sample as the family's chat format has it. Raises UserError where the audio cannot be heard."""
+        ...
 
-    def byte_spans(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Where each token lies in the UTF-8 bytes of the reply."""
+    def collate(self, prompts: Sequence[Prompt]) -> Any:
+        """The audio of the rows of a batch, as `embed` takes it."""
+        ...
 
-    def encode_reply(self, text: str) -> tuple[int, ...]:
-        """Token ids of a reply, the end-of-turn token included."""
+    def embed(self, input_ids_BT: Tensor, features: Any) -> Tensor:
+        """Input embeddings [B, T, D], the audio of each row at its placeholders."""
+        ...
 
-    def prepare(self, stage: str, lora: Mapping[str, Any] | None) -> None:
+    def encode(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Encoder output [F, H] of each prompt's audio, one frame a placeholder, before the projector."""
+        ...
+
+    def project(self, frames: Tensor) -> Tensor:
+        """Encoder frames [..., H] as the language model reads them [..., D]."""
+        ...
+
+    def prepare(self, stage: str, lora: Mapping[str, Any] | None = None, *, train_encoder: bool = False) -> None:
         """Freeze and unfreeze parameters, and add adapters, as the stage wants."""
+        ...
 
-    def vllm_input(self, sample: Sample) -> dict[str, Any]: ...
+    def is_projector(self, parameter: str) -> bool: ...
 
     def published_name(self, parameter: str) -> str:
         """The name a parameter has in a saved checkpoint, which is also vLLM's."""
+        ...
+
+    def merged_state(self) -> dict[str, Tensor]:
+        """All parameters under the model's own names, adapters added to the matrices they adapt."""
+        ...
 
     def save(self, folder: Path) -> None:
-        """Merged weights, processor and adapter: a folder that transformers and vLLM load."""
+        """Merged weights, processor and adapter, into an existing folder: transformers and vLLM load it."""
+        ...
 
 
 class RolloutEngine(Protocol):
-    def generate(
-        self, samples: Sequence[Sample], *, n: int, temperature: float, top_p: float, max_tokens: int, seed: int
-    ) -> list[Rollout]:
-        """n replies for each sample, a sample's replies together. Temperature 0 is greedy."""
+    def generate(self, samples: Sequence[Sample], prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """sampling.n replies to each prompt, a prompt's replies together, in the order of the prompts."""
+        ...
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None: ...
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """The learner's weights under published names; later completions carry the version."""
+        ...
 
 
 class Teacher(Protocol):
     def score(self, samples: Sequence[Sample], replies: Sequence[Completion]) -> list[Scored]: ...
 
-    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]: ...
+    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+        """Greedy replies to the instructions, from the transcripts."""
+        ...
 
-    def head(self) -> Tensor | None:
-        """The output projection, for full-vocabulary losses; None where it cannot be had."""
+    def head(self) -> Tensor:
+        """The output projection [V, D], for full-vocabulary losses."""
+        ...
 
 
 class Learner(Protocol):
-    def step(self, batches: Sequence[TokenBatch], loss: "Loss") -> Metrics: ...
+    def step(self, batches: Sequence[TokenBatch], loss: "Loss", *, temperature: float = 1.0) -> Metrics:
+        """One optimiser step over the micro-batches: the weighted mean of the loss over all their reply tokens."""
+        ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Published names and merged values of what has changed since the start."""
+        """Published names and merged values."""
+        ...
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Everything that a resumed run needs: parameters that learn, optimizer, schedule, random state."""
+        ...
 
     def restore(self, folder: Path) -> None: ...
 
@@ -85,6 +127,7 @@ class Loss(Protocol):
 
     def __call__(self, policy: Policy, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of each reply token [N], and metrics of each reply token [N], detached."""
+        ...
 
 
 Reward = Callable[[Sequence[Rollout]], list[float | None]]

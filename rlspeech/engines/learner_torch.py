@@ -1,0 +1,129 @@
+"""The learner in one process: AdamW on whatever of the student learns.
+
+B rows, T tokens, N reply tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rlspeech.config import OptimConfig
+from rlspeech.maths.packing import attention_mask
+from rlspeech.protocols import Loss, Metrics, Student
+from rlspeech.types import Policy, TokenBatch
+
+
+def rate_share(step: int, optim: OptimConfig) -> float:
+    """Share of the peak learning rate at a step counted from 0: linear warm-up, then the decay of the schedule."""
+    warm = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
+    done = min(1.0, max(0, step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps))
+    floor = optim.final_lr_share
+    decay = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + cos(pi * done))}[optim.schedule]
+    return warm * (floor + (1 - floor) * decay)
+
+
+@dataclass
+class TorchLearner:
+    student: Student
+    optim: OptimConfig
+    optimizer: torch.optim.Optimizer
+    steps_done: int = 0
+
+    @classmethod
+    def of(cls, student: Student, optim: OptimConfig) -> TorchLearner:
+        """An optimizer over the parameters that `student.prepare` has left to learn."""
+        named = list(learnable(student.model).items())
+        projector = [value for name, value in named if student.is_projector(name)]
+        others = [value for name, value in named if not student.is_projector(name)]
+        peaks = ((projector, optim.projector_lr or optim.lr), (others, optim.lr))
+        groups = [{"params": values, "lr": peak, "peak": peak} for values, peak in peaks if values]
+        return cls(student, optim, torch.optim.AdamW(groups, weight_decay=optim.weight_decay))
+
+    def step(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Metrics:
+        """One step on the weighted mean of the loss over all reply tokens of all micro-batches."""
+        total = float(sum(batch.weights.sum() for batch in batches))
+        if total <= 0:
+            raise ValueError("no reply token has weight: there is nothing to learn from in this step")
+        self.student.model.train()
+        sums: dict[str, float] = {}
+        for batch in batches:
+            loss_N, metrics_N = loss(self._policy(batch, temperature), batch)
+            value = (loss_N * batch.weights).sum() / total
+            value.backward()
+            for name, values in {"loss": loss_N.detach(), **metrics_N}.items():
+                sums[name] = sums.get(name, 0.0) + float((values * batch.weights).sum()) / total
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.optim.max_grad_norm)
+        share = rate_share(self.steps_done, self.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps_done += 1
+        return sums | {"grad_norm": float(norm), "lr": self.optim.lr * share, "tokens": total}
+
+    def _policy(self, batch: TokenBatch, temperature: float) -> Policy:
+        hidden_BTD = self.student.decoder(
+            inputs_embeds=self.student.embed(batch.input_ids, batch.features),
+            attention_mask=attention_mask(batch.branch),
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        return Policy(hidden_BTD.flatten(0, 1)[batch.at], self.student.head(), temperature)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Metrics:
+        """The same means without learning."""
+        self.student.model.eval()
+        total = float(sum(batch.weights.sum() for batch in batches))
+        sums: dict[str, float] = {}
+        for batch in batches:
+            loss_N, metrics_N = loss(self._policy(batch, temperature), batch)
+            for name, values in {"loss": loss_N, **metrics_N}.items():
+                sums[name] = sums.get(name, 0.0) + float((values * batch.weights).sum()) / total
+        return sums
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.student.merged_state().items():
+            yield self.student.published_name(name), value
+
+    def save(self, folder: Path) -> None:
+        """Safetensors and JSON-like numbers only: nothing in the folder can run code when it is read."""
+        tensors = {f"parameter.{name}": value.detach() for name, value in learnable(self.student.model).items()}
+        for index, state in enumerate(self.optimizer.state_dict()["state"].values()):
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors["random"] = torch.get_rng_state()
+        tensors["steps_done"] = torch.tensor(self.steps_done)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "learner.safetensors")
+
+    def restore(self, folder: Path) -> None:
+        tensors = load_file(folder / "learner.safetensors")
+        with torch.no_grad():
+            for name, value in learnable(self.student.model).items():
+                value.copy_(tensors[f"parameter.{name}"])
+        state = self.optimizer.state_dict()
+        state["state"] = _optimizer_state(tensors)
+        self.optimizer.load_state_dict(state)
+        torch.set_rng_state(tensors["random"])
+        self.steps_done = int(tensors["steps_done"])
+
+
+def learnable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    return state

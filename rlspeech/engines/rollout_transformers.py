@@ -1,0 +1,93 @@
+"""Rollouts by transformers' `generate`, in the learner's process, on the learner's own weights."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from rlspeech.engines.decoding import Written, generate
+from rlspeech.protocols import Sampling, Student
+from rlspeech.types import Completion, Prompt, Rollout, Sample
+
+
+@dataclass
+class TransformersRollouts:
+    """Prompts that hear the same audio are read together: the audio is encoded and prefilled once."""
+
+    student: Student
+    batch: int = 16  # replies written at once
+    version: int = 0
+
+    def generate(self, samples: Sequence[Sample], prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        groups = _by_audio(prompts)
+        training = self.student.model.training
+        self.student.model.eval()
+        found: dict[int, list[Written]] = {}
+        for number, chunk in enumerate(_chunks(groups, prompts, self.batch, sampling.n)):
+            seeded = replace(sampling, seed=sampling.seed * 1_000_003 + number)
+            found |= self._write(chunk, prompts, seeded)
+        self.student.model.train(training)
+        return [
+            Rollout(sample, prompt, self._completion(written))
+            for index, (sample, prompt) in enumerate(zip(samples, prompts, strict=True))
+            for written in found[index]
+        ]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """The weights are the learner's own: there is nothing to copy."""
+        self.version = version
+
+    def _write(
+        self, groups: Sequence[Sequence[int]], prompts: Sequence[Prompt], sampling: Sampling
+    ) -> dict[int, list[Written]]:
+        def embed(ids: Tensor, owners: Sequence[int]) -> Tensor:
+            return self.student.embed(ids, self.student.collate([prompts[groups[owner][0]] for owner in owners]))
+
+        with torch.no_grad():
+            replies = generate(
+                self.student.model,
+                [[prompts[index].token_ids for index in group for _ in range(sampling.n)] for group in groups],
+                embed=embed,
+                sampling=sampling,
+                end_ids=[self.student.end_token_id],
+                pad_id=self.student.end_token_id,
+            )
+        n = sampling.n
+        return {
+            index: written[place * n : (place + 1) * n]
+            for group, written in zip(groups, replies, strict=True)
+            for place, index in enumerate(group)
+        }
+
+    def _completion(self, written: Written) -> Completion:
+        return Completion(
+            token_ids=written.token_ids,
+            logprobs=written.logprobs,
+            text=self.student.tokenizer.decode(written.token_ids, skip_special_tokens=True).strip(),
+            finish="stop" if written.ended else "length",
+            policy_version=self.version,
+        )
+
+
+def _by_audio(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Indices of prompts that hear the same audio, in order of first appearance."""
+    order = sorted(range(len(prompts)), key=lambda index: prompts[index].audio_key)
+    groups = [list(group) for _, group in groupby(order, key=lambda index: prompts[index].audio_key)]
+    return sorted(groups)
+
+
+def _chunks(
+    groups: Sequence[list[int]], prompts: Sequence[Prompt], batch: int, n: int
+) -> list[list[list[int]]]:
+    """Groups of like length together, about `batch` replies to a chunk; a group is never split."""
+    chunks: list[list[list[int]]] = []
+    size = batch
+    for group in sorted(groups, key=lambda group: (len(prompts[group[0]].token_ids), group)):
+        if size + len(group) * n > batch:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(group)
+        size += len(group) * n
+    return chunks

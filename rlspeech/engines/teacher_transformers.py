@@ -1,0 +1,141 @@
+"""A text teacher in process: it reads the transcript in its own chat template and scores the student's tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlspeech.engines.decoding import generate
+from rlspeech.errors import UserError
+from rlspeech.maths.logprobs import token_logprobs
+from rlspeech.maths.packing import attention_mask, pack
+from rlspeech.protocols import Sampling
+from rlspeech.types import Completion, Sample, Scored
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a sample is put to the teacher: worked examples (transcript, instruction, answer), then the sample."""
+
+    prompt: str
+    system: str | None = None
+    examples: tuple[tuple[str, str, str], ...] = ()
+
+    def messages(self, sample: Sample) -> list[dict[str, str]]:
+        if not sample.transcript:
+            raise UserError(f"{sample.id}: no transcript, and the teacher has nothing else to read")
+        messages = [{"role": "system", "content": self.system}] if self.system is not None else []
+        for transcript, instruction, answer in self.examples:
+            messages.append({"role": "user", "content": self._fill(transcript, instruction)})
+            messages.append({"role": "assistant", "content": answer})
+        return [*messages, {"role": "user", "content": self._fill(sample.transcript, sample.instruction)}]
+
+    def _fill(self, transcript: str, instruction: str) -> str:
+        return self.prompt.replace("{instruction}", instruction).replace("{transcript}", transcript)
+
+
+def read_examples(path: Path | None) -> tuple[tuple[str, str, str], ...]:
+    """JSONL rows with transcript, instruction and answer. Raises UserError as `file:line: what`."""
+    if path is None:
+        return ()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of worked examples")
+    examples = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            examples.append((row["transcript"], row["instruction"], row["answer"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: wants transcript, instruction and answer ({error!r})") from error
+    return tuple(examples)
+
+
+@dataclass
+class TransformersTeacher:
+    model: Any
+    tokenizer: Any
+    reading: Reading
+    batch: int = 32
+
+    @classmethod
+    def load(cls, folder: Path, reading: Reading, *, batch: int = 32, dtype: torch.dtype = torch.float32):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        return cls(model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder), reading, batch)
+
+    def head(self) -> Tensor:
+        return self.model.get_output_embeddings().weight
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[Sample], replies: Sequence[Completion]) -> list[Scored]:
+        """Log-probs of the replies' own token ids: student and teacher share a tokenizer (see same_tokenizer)."""
+        prompts = [self._prompt(sample) for sample in samples]
+        scored: dict[int, Scored] = {}
+        for chunk in _alike(samples, self.batch):
+            members = [[(prompts[index], replies[index].token_ids) for index in group] for group in chunk]
+            packed = pack(members, pad_id=0)
+            hidden_BTD = self.model.get_decoder()(
+                input_ids=packed.input_ids,
+                attention_mask=attention_mask(packed.branch),
+                position_ids=packed.position_ids,
+                use_cache=False,
+            ).last_hidden_state
+            hidden_ND = hidden_BTD.flatten(0, 1)[packed.at]
+            logprobs_N = token_logprobs(hidden_ND, self.head(), packed.targets)
+            for place, index in enumerate(index for group in chunk for index in group):
+                mine = packed.rollout == place
+                length = int(mine.sum())
+                spans = tuple((token, token + 1) for token in range(length))
+                scored[index] = Scored(spans, logprobs_N[mine], hidden=hidden_ND[mine])
+        return [scored[index] for index in range(len(samples))]
+
+    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+        prompts = [self._prompt(sample) for sample in samples]
+        found: dict[int, str] = {}
+        for chunk in _alike(samples, self.batch):
+            written = generate(
+                self.model,
+                [[prompts[index] for index in group] for group in chunk],
+                embed=None,
+                sampling=Sampling(max_tokens=max_tokens),
+                end_ids=[self.tokenizer.eos_token_id],
+                pad_id=self.tokenizer.eos_token_id,
+            )
+            indices = [index for group in chunk for index in group]
+            texts = [reply.token_ids for group in written for reply in group]
+            for index, ids in zip(indices, texts, strict=True):
+                found[index] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return [found[index] for index in range(len(samples))]
+
+    def _prompt(self, sample: Sample) -> tuple[int, ...]:
+        text = self.tokenizer.apply_chat_template(
+            self.reading.messages(sample), tokenize=False, add_generation_prompt=True
+        )
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def same_tokenizer(student: Any, teacher: Any) -> bool:
+    """Whether every token of the teacher has the same id in the student, which may have added tokens of its own."""
+    ours = student.get_vocab()
+    return all(ours.get(token) == index for token, index in teacher.get_vocab().items())
+
+
+def _alike(samples: Sequence[Sample], batch: int) -> Iterator[list[list[int]]]:
+    """Chunks of about `batch` samples, those with the same transcript in one group."""
+    groups: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        groups.setdefault(sample.transcript or "", []).append(index)
+    chunk: list[list[int]] = []
+    for group in sorted(groups.values(), key=lambda group: len(samples[group[0]].transcript or "")):
+        if chunk and sum(map(len, chunk)) + len(group) > batch:
+            yield chunk
+            chunk = []
+        chunk.append(group)
+    if chunk:
+        yield chunk

@@ -1,0 +1,223 @@
+"""The family `tiny`: Whisper tiny.en's encoder, a projector and SmolLM2-135M, laptop-sized and real.
+
+B rows, T tokens, F audio frames after the encoder (25 a second), H encoder's hidden size, D the language model's,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor
+
+from rlspeech.embedded.pair import END_TOKEN_ID, MARK, SOUND, published_name, write_published
+from rlspeech.errors import UserError
+from rlspeech.types import Prompt, Sample, Waveform
+
+WINDOW_S = 30  # the encoder hears windows of this length
+HOP = 160  # audio samples a mel frame
+MARGIN_FRAMES = 10  # mel frames of silence kept behind the sound, so that its last frames are those of a padded window
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CACHED_FRAMES = 400_000  # encoder outputs kept while the encoder is frozen: 600 MB
+
+
+@dataclass
+class Student:
+    """A loaded student. Its model is trained in place."""
+
+    model: AudioFlamingo3ForConditionalGeneration
+    processor: AudioFlamingo3Processor
+    lora: Mapping[str, Any] | None = None
+    _frames: dict[str, Tensor] = field(default_factory=dict)  # encoder outputs by audio_key
+
+    end_token_id = END_TOKEN_ID
+    frame_s = 0.04
+
+    @classmethod
+    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32) -> Student:
+        model = AudioFlamingo3ForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        return cls(model.eval(), AudioFlamingo3Processor.from_pretrained(folder))
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model: embeddings in, hidden states out."""
+        return self.model.model.language_model
+
+    def head(self) -> Tensor:
+        return self.model.lm_head.weight
+
+    def render(self, sample: Sample, audio: Waveform) -> Prompt:
+        """The audio, then the instruction, as a user's turn; ids as the processor gives them, placeholders expanded."""
+        frames = _frames_out(len(audio.samples))
+        if frames < 1:
+            raise UserError(f"{sample.id}: {audio.duration_s:.3f} s of audio is too short to hear; 0.04 s is the least")
+        if audio.duration_s > self.processor.max_audio_len:
+            raise UserError(f"{sample.id}: {audio.duration_s:.0f} s of audio; at most {self.processor.max_audio_len} s")
+        head, tail = self._template_ids(sample.instruction)
+        sound_id = self.model.config.audio_token_id
+        return Prompt((*head, *[sound_id] * frames, *tail), audio.samples, _key(sample))
+
+    def _template_ids(self, instruction: str) -> tuple[list[int], list[int]]:
+        """Token ids before and after the audio. The placeholder is a special token: text on its sides never merges."""
+        content = [{"type": "audio"}, {"type": "text", "text": instruction}]
+        messages = [{"role": "user", "content": content}]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        before, after = text.split(SOUND, 1)
+        encode = lambda part: self.tokenizer(part, add_special_tokens=False).input_ids  # noqa: E731
+        return encode(before), encode(after)
+
+    def collate(self, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+        """Prompts with the audio of each row; `embed` encodes it."""
+        return tuple(prompts)
+
+    def embed(self, input_ids_BT: Tensor, features: Sequence[Prompt]) -> Tensor:
+        """Input embeddings [B, T, D]: the audio of row b at the placeholders of row b."""
+        frames = self.encode(features)
+        is_sound_BT = input_ids_BT == self.model.config.audio_token_id
+        embeddings = self.model.get_input_embeddings()(input_ids_BT)
+        audio = self.project(torch.cat(frames)).to(embeddings.dtype)
+        return embeddings.masked_scatter(is_sound_BT[..., None].expand_as(embeddings), audio)
+
+    def project(self, frames: Tensor) -> Tensor:
+        """Encoder frames [..., H] as the language model reads them [..., D]."""
+        return self.model.model.multi_modal_projector(frames)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Encoder output [F, H] of each prompt's audio; remembered while the encoder is frozen."""
+        if self.model.model.audio_tower.conv1.weight.requires_grad:
+            return self._encode([prompt.features for prompt in prompts])
+        missing = {p.audio_key: p.features for p in prompts if p.audio_key not in self._frames}
+        with torch.no_grad():
+            found = dict(zip(missing, self._encode(list(missing.values())), strict=True)) if missing else {}
+        found |= {p.audio_key: self._frames[p.audio_key] for p in prompts if p.audio_key in self._frames}
+        self._frames |= found
+        while sum(map(len, self._frames.values())) > CACHED_FRAMES and len(self._frames) > len(found):
+            self._frames.pop(next(iter(self._frames)))
+        return [found[prompt.audio_key] for prompt in prompts]
+
+    def _encode(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
+        size = WINDOW_S * self.processor.feature_extractor.sampling_rate
+        windows = [wave[start : start + size] for wave in waves for start in range(0, len(wave), size)]
+        encoded = iter(encode_windows(self.model.model.audio_tower, [self._mel(window) for window in windows]))
+        counts = [-(-len(wave) // size) for wave in waves]
+        joined = [torch.cat([next(encoded) for _ in range(count)]) for count in counts]
+        return [frames[: _frames_out(len(wave))] for frames, wave in zip(joined, waves, strict=True)]
+
+    def _mel(self, window: np.ndarray) -> tuple[Tensor, int]:
+        """Log-mel [80, frames] of a window with a little silence behind it, and the frames that hold sound."""
+        extractor = self.processor.feature_extractor
+        sound = -(-len(window) // HOP)
+        length = min((sound + MARGIN_FRAMES) * HOP, extractor.n_samples)
+        padded = np.pad(window, (0, length - len(window)))
+        mel = extractor(padded, sampling_rate=extractor.sampling_rate, padding=False, return_tensors="pt")
+        return mel.input_features[0], sound
+
+    def prepare(self, stage: str, lora: Mapping[str, Any] | None = None, *, train_encoder: bool = False) -> None:
+        """align: the projector (and the encoder where asked); later stages: projector and LoRA on the language model."""
+        self.model.requires_grad_(False)
+        self.model.model.multi_modal_projector.requires_grad_(True)
+        if stage == "align":
+            if train_encoder:
+                self.model.model.audio_tower.requires_grad_(True)
+                self.model.model.audio_tower.embed_positions.requires_grad_(False)  # sinusoids: never learned
+        elif lora is None:
+            self.decoder.requires_grad_(True)
+            self.model.lm_head.requires_grad_(True)
+        else:
+            self._add_lora(lora)
+
+    def _add_lora(self, lora: Mapping[str, Any]) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        self.lora = lora
+        targets = rf".*language_model\..*\.({'|'.join(LINEAR_LAYERS)})"
+        settings = LoraConfig(
+            r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=targets
+        )
+        inject_adapter_in_model(settings, self.model)
+
+    def is_projector(self, parameter: str) -> bool:
+        return "multi_modal_projector" in parameter
+
+    def published_name(self, parameter: str) -> str:
+        return published_name(parameter)
+
+    def merged_state(self) -> dict[str, Tensor]:
+        """Parameters under the model's own names, LoRA added to the matrices it adapts."""
+        state = {}
+        for name, value in self.model.state_dict().items():
+            if ".lora_" not in name:
+                state[name.replace(".base_layer.", ".")] = value
+        for name, module in self.model.named_modules():
+            if hasattr(module, "get_delta_weight"):
+                state[f"{name}.weight"] = module.base_layer.weight.detach() + module.get_delta_weight("default").detach()
+        return state
+
+    def save(self, folder: Path) -> None:
+        """Merged weights and processor into an existing folder; the adapter as learned beside them."""
+        write_published(folder, self.model, self.merged_state())
+        self.processor.save_pretrained(folder)
+        (folder / MARK).write_text(json.dumps({"family": "tiny"}))
+        if self.lora:
+            self._save_adapter(folder / "adapter")
+
+    def _save_adapter(self, folder: Path) -> None:
+        folder.mkdir()
+        prefix = "base_model.model."
+        adapter = {
+            prefix + name.replace(".default.", "."): value.detach().contiguous()
+            for name, value in self.model.state_dict().items()
+            if ".lora_" in name
+        }
+        save_file(adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        settings = self.model.peft_config["default"] if hasattr(self.model, "peft_config") else None
+        if settings is not None:
+            settings.save_pretrained(folder)
+
+
+def encode_windows(tower: nn.Module, windows: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
+    """The encoder over windows cut to their sound: [frames out, H] each, equal to those of windows padded to 30 s.
+
+    Positions behind the sound are masked in every attention, so leaving them out changes nothing; the convolutions
+    see one frame ahead, hence the margin of silence in `windows` (log-mel [80, frames], frames of sound).
+    """
+    mels, sound = [mel for mel, _ in windows], torch.tensor([frames for _, frames in windows])
+    width = max(mel.shape[1] for mel in mels)
+    width += width % 2
+    batch = torch.stack([nn.functional.pad(mel, (0, width - mel.shape[1])) for mel in mels]).to(tower.conv1.weight)
+    hidden = nn.functional.gelu(tower.conv2(nn.functional.gelu(tower.conv1(batch)))).permute(0, 2, 1)
+    hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
+    heard = (sound - 1) // 2 + 1
+    mask = (torch.arange(hidden.shape[1]) < heard[:, None])[:, None, None, :]
+    mask = mask.expand(-1, 1, hidden.shape[1], -1)
+    for layer in tower.layers:
+        hidden = layer(hidden, mask)
+    hidden = tower.layer_norm(tower.avg_pooler(hidden.permute(0, 2, 1)).permute(0, 2, 1))
+    return [row[: max(0, int(frames - 2) // 2 + 1)] for row, frames in zip(hidden, heard, strict=True)]
+
+
+@lru_cache(maxsize=4096)
+def _frames_out(samples: int) -> int:
+    """Placeholders for an audio: as the processor counts them, over all windows at once."""
+    window = WINDOW_S * 16_000
+    full, rest = divmod(samples, window)
+    mel = full * (window // HOP) + -(-rest // HOP)
+    return max(0, ((mel - 1) // 2 + 1 - 2) // 2 + 1) if mel else 0
+
+
+def _key(sample: Sample) -> str:
+    audio = sample.audio
+    return f"{audio.path}:{audio.start_s}:{audio.end_s}" if audio else sample.id
