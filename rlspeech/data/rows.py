@@ -12,6 +12,7 @@ from rlspeech.errors import UserError, did_you_mean
 from rlspeech.types import Audio, Sample, Turn, Word
 
 TRANSCRIBE = "Transcribe the speech."  # where a data set has transcripts and no instructions
+OF_TASK = ("kind", "key")  # tags that belong to one instruction, not to the recording
 OTHER = "other"  # the kind of an instruction that names none
 
 Need = Literal["audio", "transcript", "reference", "words"]
@@ -40,6 +41,7 @@ class Instruction(Part):
     kind: str = Field(OTHER, min_length=1)
     instruction: str
     answer: str | None = None
+    key: str | None = None  # words that any right answer holds
 
 
 class Row(Part):
@@ -102,7 +104,7 @@ def samples_of(row: Row, folder: Path, needs: Collection[Need]) -> list[Sample]:
                 transcript=row.transcript,
                 reference=task.answer,
                 lang=row.lang,
-                tags={**row.tags, "kind": task.kind},
+                tags={**row.tags, "kind": task.kind, **({"key": task.key} if task.key else {})},
                 biasing_words=tuple(row.biasing_words),
                 turns=tuple(Turn(**turn.model_dump()) for turn in row.speakers),
                 words=tuple(Word(**word.model_dump()) for word in row.words),
@@ -124,14 +126,19 @@ def rows_of(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
             row |= {"audio": first.audio.path, "start_s": first.audio.start_s, "end_s": first.audio.end_s}
         row |= {"transcript": first.transcript, "lang": first.lang}
         row |= {
-            "tags": {key: value for key, value in first.tags.items() if key != "kind"},
+            "tags": {key: value for key, value in first.tags.items() if key not in OF_TASK},
             "biasing_words": list(first.biasing_words),
             "speakers": [asdict(turn) for turn in first.turns],
             "words": [
                 {"text": w.text, "start_s": round(w.start_s, 4), "end_s": round(w.end_s, 4)} for w in first.words
             ],
             "instructions": [
-                {"kind": task.tags.get("kind", OTHER), "instruction": task.instruction, "answer": task.reference}
+                {
+                    "kind": task.tags.get("kind", OTHER),
+                    "instruction": task.instruction,
+                    "answer": task.reference,
+                    **({"key": task.tags["key"]} if "key" in task.tags else {}),
+                }
                 for task in tasks
             ],
         }

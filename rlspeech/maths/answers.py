@@ -44,6 +44,15 @@ def fuzzy(reference: str, reply: str, lang: str = "en") -> float:
     return letters * _numbers_in_common(_values(ours), _values(theirs))
 
 
+def holds(key: str, reply: str, lang: str = "en") -> bool:
+    """Every word of the key is in the reply, normalised and counted: the test of an answer whose key words are known.
+
+    >>> holds("Friday two", "On Friday, at 2."), holds("Friday two", "On Friday.")
+    (True, False)
+    """
+    return not Counter(words(key, lang)) - Counter(words(reply, lang))
+
+
 def right(reference: str, reply: str, lang: str = "en") -> bool:
     """The reply passes for the right answer: its fuzzy score is RIGHT or more."""
     return fuzzy(reference, reply, lang) >= RIGHT
