@@ -1,0 +1,184 @@
+import json
+import subprocess
+import sys
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from rlspeech.catalog import entries
+from rlspeech.config import AlignConfig, DistillConfig, SftConfig
+from rlspeech.errors import UserError
+from rlspeech.recipe import load
+from rlspeech.stages.plan import (
+    GIB,
+    Machine,
+    activations_gib,
+    check_can_run,
+    kv_gib,
+    longest_audio_s,
+    machine,
+    make_plan,
+    show,
+)
+
+LAPTOP = Machine(memory_gib=16.0, gpus_gib=())
+SERVER = Machine(memory_gib=2000.0, gpus_gib=(80.0, 80.0))
+
+
+@pytest.fixture(autouse=True)
+def _empty_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLSPEECH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def train(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"duration_s": 4.0}\nnot json\n[1]\n{"duration": 10}\n{"duration_s": "x"}\n')
+    return path
+
+
+def config(train, kind=DistillConfig, **flags: str):
+    given = {"student": "tiny", "run_dir": "x", "data.train": str(train), "optim.steps": "3"}
+    if kind is DistillConfig:
+        given["teacher"] = "tiny-llm"
+    return load(kind, None, given | {name.replace("__", "."): value for name, value in flags.items()})
+
+
+def printed(plan) -> str:
+    out = StringIO()
+    show(plan, Console(file=out, width=160))
+    return out.getvalue()
+
+
+def test_the_longest_audio_of_the_first_rows_is_taken(train, tmp_path):
+    assert longest_audio_s(train) == 10.0
+    assert longest_audio_s(tmp_path / "none.jsonl") is None
+    (tmp_path / "bare.jsonl").write_text("{}\n")
+    assert longest_audio_s(tmp_path / "bare.jsonl") is None
+
+
+def test_memory_of_a_role_follows_from_shapes(train):
+    plan = make_plan(config(train, optim__micro_batch="2", sampling__n="3", sampling__max_tokens="36"), LAPTOP)
+    learner, rollouts, teacher = (role.memory_gib for role in plan.roles)
+    tiny = entries()["tiny"]
+    adapter = 30 * 16 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))  # layers, rank, sides of seven layers
+    learns = adapter + 2 * 576**2
+    assert learner["weights"] == pytest.approx(4 * (tiny.parameters * 1e9 + adapter) / GIB)
+    assert learner["gradients"] == pytest.approx(4 * learns / GIB)
+    assert learner["optimizer"] == pytest.approx(8 * learns / GIB)
+    tokens = 250 + 64 + 36  # ten seconds of audio, the instruction, the reply
+    assert learner["activations"] == pytest.approx(activations_gib(tiny, 6, tokens))
+    assert rollouts == {"KV cache": pytest.approx(kv_gib(tiny, 24, tokens))}
+    assert teacher["KV cache"] == pytest.approx(kv_gib(entries()["tiny-llm"], 32, 40 + 64 + 36))
+
+
+def test_without_an_adapter_the_whole_language_model_learns(train):
+    plan = make_plan(config(train, kind=SftConfig, lora="none"), LAPTOP)
+    tiny = entries()["tiny"]
+    language_model = (tiny.parameters - tiny.rest) * 1e9
+    assert plan.roles[0].memory_gib["gradients"] == pytest.approx(4 * (language_model + 2 * 576**2) / GIB)
+
+
+def test_align_learns_the_projector_and_on_request_the_encoder(train):
+    small, large = (
+        make_plan(config(train, kind=AlignConfig, train_encoder=value), LAPTOP).roles[0].memory_gib["optimizer"]
+        for value in ("false", "true")
+    )
+    assert small == pytest.approx(8 * 2 * 576**2 / GIB)
+    assert large == pytest.approx(8 * entries()["tiny"].rest * 1e9 / GIB)
+
+
+def test_the_tiny_pair_lacks_nothing_on_a_laptop(train):
+    plan = make_plan(config(train), LAPTOP)
+    assert plan.problems == ()
+    assert plan.not_in_cache == ()
+    assert "nothing: it can run" in printed(plan)
+    check_can_run(config(train))
+
+
+def test_a_plan_names_models_data_work_memory_and_what_is_missing():
+    text = printed(make_plan(load(DistillConfig, "phi4mm/distill", {"teacher": "llama-70b"}), LAPTOP))
+    for part in (
+        "llama-70b  70.55 B parameters, bfloat16  meta-llama/Llama-3.3-70B-Instruct: not in the cache",
+        "starts from the checkpoint of 'sft'",
+        "1,000 steps of 64 audios = 64,000 replies of at most 512 tokens",
+        "this machine has 16 GiB and no GPU",
+        "131.41",
+        "llama-70b needs about 131 GiB for its weights alone (not in the cache)",
+        "teacher and student have two tokenizers (llama3, phi4-mini), where the losses need one",
+        "data.train: no data/phi4mm/instructions.jsonl, and no data.synth to make it",
+    ):
+        assert part in text
+
+
+def test_a_machine_with_room_is_not_told_that_it_lacks_memory():
+    recipe = load(DistillConfig, "phi4mm/distill", {"teacher": "llama-70b"})
+    assert not any("GiB" in problem for problem in make_plan(recipe, SERVER).problems)
+    gpus_only = Machine(memory_gib=8.0, gpus_gib=(80.0, 80.0))
+    assert any("and GPUs of 80, 80 GiB" in problem for problem in make_plan(recipe, gpus_only).problems)
+
+
+def test_models_that_fit_alone_but_not_together_are_refused(train):
+    recipe = config(train, student="qwen2-audio", teacher="qwen2.5-7b")
+    problems = make_plan(recipe, Machine(memory_gib=20.0, gpus_gib=())).problems
+    assert any(problem.startswith("weights, gradients and optimizer need about 3") for problem in problems)
+
+
+def test_the_same_tokenizer_is_no_problem():
+    problems = make_plan(load(DistillConfig, "phi4mm/distill", {}), SERVER).problems
+    assert not any("tokenizers" in problem for problem in problems)
+
+
+def test_what_stands_against_a_run_is_one_line():
+    with pytest.raises(UserError) as caught:
+        check_can_run(load(DistillConfig, "phi4mm/distill", {"teacher": "qwen2.5-72b"}))
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith("distill cannot run here: ")
+    assert line.endswith(" more, listed by --dry-run")
+
+
+def test_data_is_here_or_made_or_missing(train, tmp_path):
+    (tmp_path / "synth.toml").write_text("stage = 'synth'")
+    flags = {"data__tests__voice": str(tmp_path / "voice.jsonl")}
+    plan = make_plan(config(train, **flags), LAPTOP)
+    assert [come for _, come in plan.data.values()] == ["here", "missing"]
+    assert plan.problems == (f"data.tests.voice: no {tmp_path}/voice.jsonl, and no data.synth to make it",)
+    made = make_plan(config(train, **flags, data__synth=str(tmp_path / "synth.toml")), LAPTOP)
+    assert made.data["tests.voice"][1].startswith("made by `rlspeech synth ")
+    assert made.problems == ()
+    with pytest.raises(UserError, match="no such recipe"):
+        make_plan(config(train, **flags, data__synth=str(tmp_path / "no.toml")), LAPTOP)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"student": "tny"}, "tny: no speech model of this name"),
+        ({"teacher": "llama-70"}, "did you mean 'llama-70b'?"),
+        ({"loss": "reverse_k"}, "--loss: no loss 'reverse_k'; did you mean 'reverse_kl'?"),
+        ({"loss": "mine.py:Loss"}, "--loss: no such file mine.py"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_anything_is_planned(train, flags, expected):
+    with pytest.raises(UserError) as caught:
+        make_plan(config(train, **flags), LAPTOP)
+    assert expected in str(caught.value)
+
+
+def test_this_machine_has_memory():
+    assert machine().memory_gib > 0.5
+
+
+def test_a_dry_run_loads_no_model_and_no_torch(train):
+    code = (
+        "import sys; from rlspeech.cli import main\n"
+        f"rc = main(['distill', 'phi4mm/distill', '--teacher', 'llama-70b', '--data.train', {json.dumps(str(train))},"
+        " '--dry-run'])\n"
+        "print(rc, [m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
