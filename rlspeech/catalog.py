@@ -5,7 +5,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -241,8 +241,7 @@ def _described(config: Mapping[str, Any], family: str | None, folder: Path) -> E
         return None
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     rest = max(0.0, size / shape.bytes_each / 1e9 - shape.parameters)
-    settings = {field.name: getattr(shape, field.name) for field in fields(Entry)}
-    return Entry(**settings | {"rest": rest})
+    return replace(shape, rest=rest)
 
 
 def _dtype(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -135,6 +136,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _run_stage(verb: str, argv: list[str]) -> None:
+    argv = _joined(argv)
     parser = _parser(verb, argv)
     given, unknown = parser.parse_known_args(argv)
     overrides = {name: value for name, value in vars(given).items() if "/" not in name}
@@ -148,6 +150,21 @@ def _run_stage(verb: str, argv: list[str]) -> None:
         return
     stage = importlib.import_module(f"rlspeech.stages.{verb}")
     stage.run(config, **({"resume": getattr(given, "/resume")} if VERBS[verb].resumes else {}))
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """`--optim.lr -1e-4` as `--optim.lr=-1e-4`: argparse takes such a value for a flag.
+
+    >>> _joined(["a", "--x", "-1e-4", "--y", "-z"])
+    ['a', '--x=-1e-4', '--y', '-z']
+    """
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1].startswith("--") and re.match(r"-\.?\d", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _run_doctor(argv: list[str]) -> None:

@@ -240,7 +240,7 @@ def _parse(annotation: Any, text: str) -> Any:
     types = _alternatives(annotation)
     if NoneType in types and text.lower() == NONE:
         return None
-    if section_of(annotation) or dict in map(get_origin, types):
+    if section_of(annotation) or any(get_origin(t) is dict for t in types):
         return _toml_value(text)
     for t in types:
         if get_origin(t) in (list, tuple):
@@ -306,7 +306,7 @@ def _place(config_type: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[tu
             break
         section = section_of(field.annotation)
         if section is None:
-            is_table = dict in map(get_origin, _alternatives(field.annotation))
+            is_table = any(get_origin(t) is dict for t in _alternatives(field.annotation))
             return ((*keys, str(loc[i + 1])) if is_table and len(loc) > i + 1 else keys), model
         if i + 1 < len(loc):
             model = section

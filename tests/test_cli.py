@@ -85,6 +85,7 @@ def test_there_is_a_verb_for_every_config():
         ("distill", "distill: give a recipe or --student, such as `rlspeech distill --student tiny`"),
         ("distill a b", "distill: one recipe at most, got also b"),
         ("distill phi4mm/distill --optim.lr=-1e-4", "--optim.lr: must be greater than 0, got -1e-4"),
+        ("distill phi4mm/distill --optim.lr -1e-4", "--optim.lr: must be greater than 0, got -1e-4"),
         ("distill phi4mm/sft", "recipes/phi4mm/sft.toml: a recipe of 'sft', given to 'distill'"),
         ("report", "run_dir is required: set it in the recipe or by --run-dir"),
         ("plan evaluate", "plan evaluate: no plan for this; known: align, distill, sft"),
