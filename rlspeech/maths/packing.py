@@ -68,6 +68,8 @@ def attention_mask(branch_BT: Tensor) -> Tensor:
     """Bool [B, 1, T, T], True where position t may attend to s (the last): s <= t, in the prefix or t's branch.
 
     Padding attends to itself alone (a row without a True would be NaN) and nobody else attends to it.
+    transformers' sdpa attention takes it as it is. Its eager attention adds the mask to the scores, and so misreads a
+    bool one in silence: give that 0 where True and the dtype's least number where False.
     """
     to_t, from_s = branch_BT[:, :, None], branch_BT[:, None, :]
     length = branch_BT.shape[1]

@@ -1,0 +1,173 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from rlspeech.maths.packing import PADDING, SHARED, attention_mask, pack, required, split
+from rlspeech.types import TokenBatch
+
+PAD = 0
+Member = tuple[list[int], list[int]]
+
+
+def test_a_row_worked_by_hand():
+    groups = [[([1, 2, 3], [4, 5]), ([1, 2, 6], [7])], [([9], [8, 8])]]
+    packed = pack(groups, pad_id=PAD)
+    # prefix 1 2; branch 1: 3 4 (5 is a target only); branch 2: 6 (7 is a target only)
+    assert packed.input_ids.tolist() == [[1, 2, 3, 4, 6], [9, 8, 0, 0, 0]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 1, 0, 0, 0]]
+    assert packed.branch.tolist() == [[0, 0, 1, 1, 2], [1, 1, -1, -1, -1]]
+    assert packed.at.tolist() == [2, 3, 4, 5, 6]
+    assert packed.targets.tolist() == [4, 5, 7, 8, 8]
+    assert packed.rollout.tolist() == [0, 0, 1, 2, 2]
+
+
+def test_a_mask_worked_by_hand():
+    mask = attention_mask(torch.tensor([[0, 1, 1, 2, -1]]))
+    assert mask.shape == (1, 1, 5, 5)
+    assert mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
+
+
+def test_one_member_shares_all_but_the_last_token_of_its_prompt():
+    packed = pack([[([1, 2, 3], [4])]], pad_id=PAD)
+    assert packed.branch.tolist() == [[SHARED, SHARED, 1]]
+
+
+def test_equal_prompts_share_all_but_their_last_token():
+    packed = pack([[([1, 2, 3], [4]), ([1, 2, 3], [5])]], pad_id=PAD)
+    assert packed.input_ids.tolist() == [[1, 2, 3, 3]]
+    assert packed.at.tolist() == [2, 3]
+
+
+def test_the_prefix_stops_at_its_limit():
+    packed = pack([[([1, 2, 3], [4]), ([1, 2, 3], [5])]], pad_id=PAD, shared_prefix_limit=1)
+    assert packed.input_ids.tolist() == [[1, 2, 3, 2, 3]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 1, 2]]
+
+
+def test_an_empty_reply_has_no_targets_and_still_counts_as_a_rollout():
+    packed = pack([[([1, 2], []), ([1, 2], [3])]], pad_id=PAD)
+    assert packed.rollout.tolist() == [1]
+    assert packed.input_ids.tolist() == [[1, 2]]
+
+
+def test_nothing_packs_to_nothing():
+    packed = pack([], pad_id=PAD)
+    assert packed.input_ids.shape == (0, 0)
+    assert len(packed.at) == len(packed.targets) == 0
+    assert pack([[([1], [])]], pad_id=PAD).input_ids.shape == (1, 0)
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="prompt is empty"):
+        pack([[([], [1])]], pad_id=PAD)
+
+
+ids = st.lists(st.integers(1, 4), max_size=5)
+member = st.tuples(ids.map(lambda tokens: [1, *tokens]), ids)
+group_lists = st.lists(st.lists(member, min_size=1, max_size=4), max_size=4)
+
+
+@given(group_lists)
+def test_what_a_position_may_see_is_its_own_plain_sequence(groups: list[list[Member]]):
+    packed = pack(groups, pad_id=PAD)
+    seen = attention_mask(packed.branch)[:, 0]
+    members = [member for group in groups for member in group]
+    read: dict[int, list[int]] = {}
+    for at, target, rollout in zip(packed.at.tolist(), packed.targets.tolist(), packed.rollout.tolist(), strict=True):
+        prompt, reply = members[rollout]
+        read.setdefault(rollout, []).append(target)
+        row, position = divmod(at, packed.input_ids.shape[1])
+        visible = seen[row, position]
+        context = prompt + reply[: len(read[rollout]) - 1]
+        assert packed.input_ids[row, visible].tolist() == context
+        assert packed.position_ids[row, visible].tolist() == list(range(len(context)))
+    assert read == {index: reply for index, (_, reply) in enumerate(members) if reply}
+
+
+@given(group_lists)
+def test_padding_sees_itself_alone_and_is_seen_by_nobody_else(groups: list[list[Member]]):
+    branch = pack(groups, pad_id=PAD).branch
+    seen = attention_mask(branch)[:, 0]
+    assert bool(seen.any(-1).all())
+    padding = branch == PADDING
+    itself = torch.eye(branch.shape[1], dtype=torch.bool)
+    either = padding[:, :, None] | padding[:, None, :]
+    assert not bool((seen & either & ~itself).any())
+
+
+@given(group_lists, st.integers(1, 5))
+def test_every_group_is_in_one_micro_batch_and_neighbours_are_of_like_length(groups: list[list[Member]], rows: int):
+    batches = split(groups, rows)
+    order = [index for batch in batches for index in batch]
+    assert sorted(order) == list(range(len(groups)))
+    assert all(1 <= len(batch) <= rows for batch in batches)
+    lengths = [pack([groups[index]], pad_id=PAD).input_ids.shape[1] for index in order]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_micro_batches_of_no_rows_are_refused():
+    with pytest.raises(ValueError, match="max_rows"):
+        split([], 0)
+
+
+SIZES = {
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_and_gradients_are_those_of_plain_sequences(family: str, attention: str):
+    config, architecture = FAMILIES[family]
+    torch.manual_seed(0)
+    model = architecture(config(**SIZES, attn_implementation=attention)).double()
+
+    def check(groups: list[list[Member]]) -> None:
+        packed = pack(groups, pad_id=PAD)
+        allowed = attention_mask(packed.branch)
+        mask = torch.zeros(allowed.shape, dtype=torch.float64).masked_fill(~allowed, torch.finfo(torch.float64).min)
+        together = model.model(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            attention_mask=allowed if attention == "sdpa" else mask,
+            use_cache=False,
+        ).last_hidden_state.flatten(0, 1)[packed.at]
+        apart = []
+        for prompt, reply in (member for group in groups for member in group):
+            states = model.model(input_ids=torch.tensor([prompt + reply]), use_cache=False).last_hidden_state[0]
+            apart.append(states[len(prompt) - 1 : len(prompt) + len(reply) - 1])
+        torch.testing.assert_close(together, torch.cat(apart), atol=1e-8, rtol=0)
+        # the model's norms and rotations are float32 whatever its dtype
+        torch.testing.assert_close(_gradients(model, together), _gradients(model, torch.cat(apart)), atol=1e-5, rtol=0)
+
+    prefix = [5, 6, 7, 8, 9]
+    check([[([*prefix, 1], [2, 3]), ([*prefix, 4, 4], [5, 6, 7]), ([*prefix, 1], [9])], [([3, 3, 3], [1, 2])]])
+    check([[([1], [2, 3, 4])], [([1, 2], []), ([1, 2], [3])]])
+
+
+def _gradients(model: torch.nn.Module, hidden_ND: torch.Tensor) -> list[torch.Tensor]:
+    weights = torch.linspace(-1, 1, hidden_ND.numel(), dtype=hidden_ND.dtype).reshape(hidden_ND.shape)
+    parameters = [weight for name, weight in model.named_parameters() if not name.startswith("lm_head")]
+    return list(torch.autograd.grad((hidden_ND * weights).sum(), parameters))
+
+
+def test_a_missing_field_is_named():
+    empty = torch.zeros(0, dtype=torch.long)
+    batch = TokenBatch(empty, empty, empty, None, empty, empty, empty, empty)
+    with pytest.raises(ValueError, match="teacher_hidden"):
+        required(batch, "teacher_hidden")
