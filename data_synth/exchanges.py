@@ -12,19 +12,56 @@ from typing import Literal
 
 from rlspeech.types import Sample, Turn
 
-NAMES = "Anna Peter Mary John David Susan Laura Kevin Emma Oscar Helen Victor".split()
-PLACES = "library market station museum bakery office garden school airport hotel park bank".split()
-ITEMS = "apples lamps books chairs flowers pencils tickets bottles candles boxes oranges towels".split()
-COLORS = "red green blue black white yellow".split()
-NUMBERS = "two three four five six seven eight nine ten eleven twelve".split()
-AMOUNTS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+NAMES = ["Anna", "Peter", "Mary", "John", "David", "Susan", "Laura", "Kevin", "Emma", "Oscar", "Helen", "Victor"]
+PLACES = [
+    "library",
+    "market",
+    "station",
+    "museum",
+    "bakery",
+    "office",
+    "garden",
+    "school",
+    "airport",
+    "hotel",
+    "park",
+    "bank",
+]
+ITEMS = [
+    "apples",
+    "lamps",
+    "books",
+    "chairs",
+    "flowers",
+    "pencils",
+    "tickets",
+    "bottles",
+    "candles",
+    "boxes",
+    "oranges",
+    "towels",
+]
+COLORS = ["red", "green", "blue", "black", "white", "yellow"]
+NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+AMOUNTS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 TIMES = ["one", *NUMBERS, "noon"]
 
-TRAIN_VOICES = (
-    "en-us en en-gb-x-rp en-us+f2 en-us+f3 en-us+m3 en-us+m1 en+f4 en+m2 en-us-nyc en-gb-scotland en-us+Alex".split()
-)
-HELD_OUT_VOICES = "en-us+f1 en+m5 en-us+Andy en-gb-x-rp+f5".split()
+TRAIN_VOICES = [
+    "en-us",
+    "en",
+    "en-gb-x-rp",
+    "en-us+f2",
+    "en-us+f3",
+    "en-us+m3",
+    "en-us+m1",
+    "en+f4",
+    "en+m2",
+    "en-us-nyc",
+    "en-gb-scotland",
+    "en-us+Alex",
+]
+HELD_OUT_VOICES = ["en-us+f1", "en+m5", "en-us+Andy", "en-gb-x-rp+f5"]
 HELD_OUT_SHARE = 0.1  # of all texts
 NOT_SAID = "Not said."
 
@@ -117,7 +154,7 @@ def is_held_out(text: str) -> bool:
 
 
 def _tasks(scene: Scene, rng: random.Random) -> list[Task]:
-    """The tasks of a scene: transcript, summary, two of its questions, its items, and one question it does not answer."""
+    """Transcript, summary, two of the scene's questions, its items, and a question that it does not answer."""
     tasks = [Task("transcribe", TRANSCRIBE, scene.transcript, scene.transcript), scene.summary]
     tasks += rng.sample(scene.questions, min(2, len(scene.questions)))
     if scene.items:
@@ -189,10 +226,12 @@ def _price(rng: random.Random) -> Scene:
     name, item, color, amount = rng.choice(NAMES), rng.choice(ITEMS), rng.choice(COLORS), rng.choice(AMOUNTS)
     return Scene(
         (("A", f"How much are the {color} {item}?"), ("B", f"They cost {amount} dollars, {name}.")),
-        _summary(f"The {color} {item} cost {amount} dollars.", f"{color} {item} {amount}"),
+        _summary(f"The {color} {item} cost {amount} dollars.", f"{color} {item} {amount} dollars"),
         (item,),
         (
-            Task("how_much", f"How much do the {item} cost?", f"The {item} cost {amount} dollars.", amount),
+            Task(
+                "how_much", f"How much do the {item} cost?", f"The {item} cost {amount} dollars.", f"{amount} dollars"
+            ),
             Task("color", f"What color are the {item}?", f"The {item} are {color}.", color),
         ),
         (f"When will {name} buy the {item}?", f"Where are the {item}?", f"How many {item} are there?"),

@@ -18,14 +18,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-class DataConfig(Section):
+class TestsConfig(Section):
+    """What is held out."""
+
+    tests: dict[str, Path] = Field({}, description="held-out sets: name = manifest; never learned from")
+    synth: Path | None = Field(None, description="recipe of `rlspeech synth` that makes the manifests where missing")
+    skip_bad: bool = Field(False, description="skip bad lines (counted and listed) instead of stopping at the first")
+
+
+class DataConfig(TestsConfig):
     """What is learned from and what is held out."""
 
     train: Path = Field(description="manifest (.jsonl), NeMo manifest, or Hugging Face dataset folder to learn from")
-    tests: dict[str, Path] = Field({}, description="held-out sets: name = manifest; never learned from")
-    synth: Path | None = Field(None, description="recipe of `rlspeech synth` that makes the manifests where missing")
     kinds: list[str] = Field([], description="learn only from these kinds of instruction; empty: all")
-    skip_bad: bool = Field(False, description="skip bad lines (counted and listed) instead of stopping at the first")
 
 
 class OptimConfig(Section):
@@ -81,6 +86,13 @@ class TeacherConfig(Section):
     batch: Count = Field(32, description="replies scored in one forward pass")
 
 
+class HeldOutConfig(Section):
+    """The divergence on held-out recordings, on replies that the student samples to them."""
+
+    every_steps: Count = Field(10, description="steps between measurements; also before the first and after the last")
+    samples: Count = Field(8, description="recordings of each held-out set, the first ones")
+
+
 class Checkpointing(Section):
     """What is kept so that a killed run goes on with --resume."""
 
@@ -134,10 +146,13 @@ class DistillConfig(Stage):
 
     teacher: str = Field(description="short name, folder, or hub id of the text teacher")
     lora: LoraConfig | None = LoraConfig()
-    loss: str = Field("reverse_kl", description="file under rlspeech/losses/ or a path.py: reverse_kl, forward_kl, jsd, k1")
+    loss: str = Field(
+        "reverse_kl", description="file under rlspeech/losses/ or a path.py: reverse_kl, forward_kl, jsd, k1"
+    )
     loss_options: dict[str, float] = Field({}, description="fields of the loss, such as beta of jsd")
     sampling: SamplingConfig = SamplingConfig()
-    reading: TeacherConfig = Field(TeacherConfig(), description="how the teacher reads")
+    reading: TeacherConfig = TeacherConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
 
 
 class EvaluateConfig(Section):
@@ -149,9 +164,13 @@ class EvaluateConfig(Section):
     seed: int = Field(0, ge=0, description="seed of every draw")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
     trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
-    data: DataConfig
+    data: TestsConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     reading: TeacherConfig = TeacherConfig()
+    after: str = Field("start", description="the stage that made this student, as the report is to name it")
+    reuse: Path | None = Field(
+        None, description="earlier evaluation folder: its teacher's replies are taken where nothing of them differs"
+    )
 
 
 class SynthConfig(Section):

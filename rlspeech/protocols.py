@@ -1,7 +1,7 @@
 """What each part promises. A stage knows these and nothing of what stands behind them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,14 @@ class Sampling:
     top_p: float = 1.0
     n: int = 1
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Of one step: means over reply tokens, and the divergence of each token of each rollout, by its index."""
+
+    metrics: Metrics
+    token_kl_nats: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 class Student(Protocol):
@@ -107,8 +115,14 @@ class Teacher(Protocol):
 
 
 class Learner(Protocol):
-    def step(self, batches: Sequence[TokenBatch], loss: "Loss", *, temperature: float = 1.0) -> Metrics:
+    student: Student
+
+    def step(self, batches: Sequence[TokenBatch], loss: "Loss", *, temperature: float = 1.0) -> Learned:
         """One optimiser step over the micro-batches: the weighted mean of the loss over all their reply tokens."""
+        ...
+
+    def evaluate(self, batches: Sequence[TokenBatch], loss: "Loss", *, temperature: float = 1.0) -> Learned:
+        """The same means without learning."""
         ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

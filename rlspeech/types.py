@@ -118,7 +118,7 @@ class TokenBatch:
     at: Tensor  # [N]
     targets: Tensor  # [N]
     weights: Tensor  # [N] share of each token in the loss; 1 unless a setting says otherwise
-    rollout: Tensor  # [N] which rollout of the micro-batch a token belongs to
+    rollout: Tensor  # [N] which rollout of the step a token belongs to
     sampler_logprobs: Tensor | None = None  # [N]
     teacher_logprobs: Tensor | None = None  # [N]
     teacher_hidden: Tensor | None = None  # [N, D of the teacher]

@@ -179,10 +179,16 @@ def _config(lm: Any, sound_id: int) -> AudioFlamingo3Config:
         "intermediate_size": 4 * whisper_tiny.HIDDEN,
         "max_source_positions": whisper_tiny.POSITIONS,
     }
-    same = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-        "max_position_embeddings rms_norm_eps rope_parameters"
-    ).split()
+    same = [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_parameters",
+    ]
     text = {name: getattr(lm, name) for name in same} | {
         "model_type": "qwen2",
         "vocab_size": sound_id + 1,

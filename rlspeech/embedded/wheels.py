@@ -8,7 +8,7 @@ from rlspeech.errors import UserError
 
 
 def wheel_file(distribution: str, package: str, name: str, sha256: str) -> Path:
-    """The path of `name` inside an installed package. Raises UserError where the wheel is missing or its file differs."""
+    """The path of `name` in an installed package. Raises UserError where the wheel is missing or its file differs."""
     spec = find_spec(package)
     locations = list(spec.submodule_search_locations or ()) if spec else []
     if not locations:

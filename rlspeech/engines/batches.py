@@ -48,7 +48,7 @@ def make_batches(
                 at=packed.at,
                 targets=packed.targets,
                 weights=torch.ones(len(packed.targets)),
-                rollout=packed.rollout,
+                rollout=torch.tensor(order)[packed.rollout],
                 sampler_logprobs=_flat(replies),
                 teacher_logprobs=torch.cat([scored[index].logprobs for index in order]) if scored else None,
                 teacher_hidden=torch.cat([_hidden(scored[index]) for index in order]) if scored else None,

@@ -5,7 +5,7 @@ B prompts, P tokens of the padded shared part, S tokens of the padded rest, T ne
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ def shared_prefix(prompts: Sequence[TokenIds]) -> int:
     >>> shared_prefix([(1, 2, 3), (1, 2, 4)]), shared_prefix([(1, 2), (1, 2)])
     (2, 1)
     """
-    return max(0, min(len(commonprefix(list(prompts))), min(map(len, prompts)) - 1))
+    alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
+    return min(sum(1 for _ in alike), min(map(len, prompts)) - 1)
 
 
 @torch.no_grad()
@@ -51,7 +52,9 @@ def generate(
     None where token ids alone are read.
     """
     lengths = [shared_prefix(group) for group in groups]
-    prefix_ids, prefix_mask = _left_padded([group[0][:length] for group, length in zip(groups, lengths, strict=True)], pad_id)
+    prefix_ids, prefix_mask = _left_padded(
+        [group[0][:length] for group, length in zip(groups, lengths, strict=True)], pad_id
+    )
     cache = _read(model, prefix_ids, prefix_mask, embed, range(len(groups)))
     owner = torch.tensor([index for index, group in enumerate(groups) for _ in group])
     rest = [prompt[length:] for group, length in zip(groups, lengths, strict=True) for prompt in group]
@@ -110,13 +113,9 @@ def _continue(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sampling.seed)
-        out = model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=settings
-        )
+        out = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=settings)
     new_BT = out.sequences[:, ids.shape[1] :]
-    logprobs_BT = torch.stack(
-        [_logprob(score, new_BT[:, step]) for step, score in enumerate(out.scores)], dim=1
-    )
+    logprobs_BT = torch.stack([_logprob(score, new_BT[:, step]) for step, score in enumerate(out.scores)], dim=1)
     return [_cut(row, values, set(end_ids)) for row, values in zip(new_BT.tolist(), logprobs_BT.tolist(), strict=True)]
 
 

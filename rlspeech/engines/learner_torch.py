@@ -1,7 +1,4 @@
-"""The learner in one process: AdamW on whatever of the student learns.
-
-B rows, T tokens, N reply tokens, D hidden size, V vocabulary.
-"""
+"""The learner in one process: AdamW on whatever of the student learns."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlspeech.config import OptimConfig
-from rlspeech.maths.packing import attention_mask
-from rlspeech.protocols import Loss, Metrics, Student
-from rlspeech.types import Policy, TokenBatch
+from rlspeech.engines.measure import Sums, measure, policy_of
+from rlspeech.protocols import Learned, Loss, Student
+from rlspeech.types import TokenBatch
 
 
 def rate_share(step: int, optim: OptimConfig) -> float:
@@ -47,19 +44,15 @@ class TorchLearner:
         groups = [{"params": values, "lr": peak, "peak": peak} for values, peak in peaks if values]
         return cls(student, optim, torch.optim.AdamW(groups, weight_decay=optim.weight_decay))
 
-    def step(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Metrics:
+    def step(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
         """One step on the weighted mean of the loss over all reply tokens of all micro-batches."""
-        total = float(sum(batch.weights.sum() for batch in batches))
-        if total <= 0:
-            raise ValueError("no reply token has weight: there is nothing to learn from in this step")
         self.student.model.train()
-        sums: dict[str, float] = {}
+        sums = Sums(batches)
         for batch in batches:
-            loss_N, metrics_N = loss(self._policy(batch, temperature), batch)
-            value = (loss_N * batch.weights).sum() / total
-            value.backward()
-            for name, values in {"loss": loss_N.detach(), **metrics_N}.items():
-                sums[name] = sums.get(name, 0.0) + float((values * batch.weights).sum()) / total
+            policy = policy_of(self.student, batch, temperature)
+            loss_N, metrics_N = loss(policy, batch)
+            sums.mean(loss_N, batch).backward()
+            sums.add(policy, batch, {"loss": loss_N.detach(), **metrics_N})
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.optim.max_grad_norm)
         share = rate_share(self.steps_done, self.optim)
@@ -68,28 +61,11 @@ class TorchLearner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
-        return sums | {"grad_norm": float(norm), "lr": self.optim.lr * share, "tokens": total}
+        own = {"train/grad_norm": float(norm), "train/lr": self.optim.lr * share, "train/tokens": sums.total}
+        return Learned(sums.metrics() | own, sums.token_kl_nats)
 
-    def _policy(self, batch: TokenBatch, temperature: float) -> Policy:
-        hidden_BTD = self.student.decoder(
-            inputs_embeds=self.student.embed(batch.input_ids, batch.features),
-            attention_mask=attention_mask(batch.branch),
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
-        return Policy(hidden_BTD.flatten(0, 1)[batch.at], self.student.head(), temperature)
-
-    @torch.no_grad()
-    def evaluate(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Metrics:
-        """The same means without learning."""
-        self.student.model.eval()
-        total = float(sum(batch.weights.sum() for batch in batches))
-        sums: dict[str, float] = {}
-        for batch in batches:
-            loss_N, metrics_N = loss(self._policy(batch, temperature), batch)
-            for name, values in {"loss": loss_N, **metrics_N}.items():
-                sums[name] = sums.get(name, 0.0) + float((values * batch.weights).sum()) / total
-        return sums
+    def evaluate(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
+        return measure(self.student, batches, loss, temperature=temperature)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in self.student.merged_state().items():

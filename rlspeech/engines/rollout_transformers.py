@@ -78,9 +78,7 @@ def _by_audio(prompts: Sequence[Prompt]) -> list[list[int]]:
     return sorted(groups)
 
 
-def _chunks(
-    groups: Sequence[list[int]], prompts: Sequence[Prompt], batch: int, n: int
-) -> list[list[list[int]]]:
+def _chunks(groups: Sequence[list[int]], prompts: Sequence[Prompt], batch: int, n: int) -> list[list[list[int]]]:
     """Groups of like length together, about `batch` replies to a chunk; a group is never split."""
     chunks: list[list[list[int]]] = []
     size = batch

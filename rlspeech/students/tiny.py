@@ -45,7 +45,7 @@ class Student:
     @classmethod
     def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32) -> Student:
         model = AudioFlamingo3ForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
-        return cls(model.eval(), AudioFlamingo3Processor.from_pretrained(folder))
+        return cls(model.eval().requires_grad_(False), AudioFlamingo3Processor.from_pretrained(folder))
 
     @property
     def tokenizer(self) -> Any:
@@ -126,7 +126,7 @@ class Student:
         return mel.input_features[0], sound
 
     def prepare(self, stage: str, lora: Mapping[str, Any] | None = None, *, train_encoder: bool = False) -> None:
-        """align: the projector (and the encoder where asked); later stages: projector and LoRA on the language model."""
+        """align: projector (and encoder where asked); later stages: projector and LoRA on the language model."""
         self.model.requires_grad_(False)
         self.model.model.multi_modal_projector.requires_grad_(True)
         if stage == "align":
@@ -163,7 +163,9 @@ class Student:
                 state[name.replace(".base_layer.", ".")] = value
         for name, module in self.model.named_modules():
             if hasattr(module, "get_delta_weight"):
-                state[f"{name}.weight"] = module.base_layer.weight.detach() + module.get_delta_weight("default").detach()
+                state[f"{name}.weight"] = (
+                    module.base_layer.weight.detach() + module.get_delta_weight("default").detach()
+                )
         return state
 
     def save(self, folder: Path) -> None:

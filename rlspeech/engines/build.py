@@ -1,0 +1,36 @@
+"""The engines of a recipe: the stage gets what protocols.py promises and cannot tell where it runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlspeech.config import DistillConfig, TeacherConfig
+from rlspeech.engines.learner_torch import TorchLearner
+from rlspeech.engines.rollout_transformers import TransformersRollouts
+from rlspeech.engines.teacher_transformers import Reading, TransformersTeacher, read_examples, same_tokenizer
+from rlspeech.errors import UserError
+from rlspeech.protocols import Learner, RolloutEngine, Student, Teacher
+
+
+@dataclass(frozen=True)
+class Engines:
+    rollouts: RolloutEngine
+    teacher: Teacher
+    learner: Learner
+
+
+def build(config: DistillConfig, student: Student, teacher_folder: Path) -> Engines:
+    """In this process, by transformers. The student has been prepared: what it leaves to learn is learned."""
+    return Engines(
+        TransformersRollouts(student),
+        build_teacher(teacher_folder, config.reading, student),
+        TorchLearner.of(student, config.optim),
+    )
+
+
+def build_teacher(folder: Path, reading: TeacherConfig, student: Student) -> Teacher:
+    """Raises UserError where the teacher does not share the student's tokenizer."""
+    how = Reading(reading.prompt, reading.system, read_examples(reading.examples))
+    teacher = TransformersTeacher.load(folder, how, batch=reading.batch)
+    if not same_tokenizer(student.tokenizer, teacher.tokenizer):
+        raise UserError(f"teacher {folder}: has another tokenizer than the student; their tokens cannot be compared")
+    return teacher

@@ -1,0 +1,55 @@
+"""Held-out numbers of replies to instructions with known answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlspeech.maths.answers import exact, holds, right
+from rlspeech.maths.detect import repetition_share
+from rlspeech.maths.edits import word_error_rate
+from rlspeech.maths.text import words
+from rlspeech.types import Sample
+
+TRANSCRIBE = "transcribe"  # the kind that is scored by its word error rate; every other kind by its answers
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rates are in 0..1 (the word error rate may pass 1); None where no sample counts towards one."""
+
+    samples: int
+    wer: float | None  # of the replies to `transcribe`, over all their words
+    exact: float | None  # share of the other replies that are the reference, normalised
+    fuzzy: float | None  # share that are right: they hold the answer's key words, or are like it where it has none
+    repetition: float  # mean share of a reply that loops
+    by_kind: dict[str, float]  # share right of each kind
+
+
+def score(samples: Sequence[Sample], replies: Sequence[str]) -> Scores:
+    """Samples without a reference count towards repetition alone."""
+    spoken, answered = [], []
+    for sample, reply in zip(samples, replies, strict=True):
+        if sample.reference is not None:
+            (spoken if sample.tags.get("kind") == TRANSCRIBE else answered).append((sample, reply))
+    right_by_kind: dict[str, list[bool]] = {}
+    for sample, reply in answered:
+        right_by_kind.setdefault(sample.tags.get("kind", ""), []).append(is_right(sample, reply))
+    all_right = [value for values in right_by_kind.values() for value in values]
+    same = [exact(sample.reference or "", reply, sample.lang) for sample, reply in answered]
+    return Scores(
+        samples=len(samples),
+        wer=word_error_rate((words(s.reference or "", s.lang), words(r, s.lang)) for s, r in spoken),
+        exact=_mean(same),
+        fuzzy=_mean(all_right),
+        repetition=sum(map(repetition_share, replies)) / max(1, len(replies)),
+        by_kind={kind: sum(values) / len(values) for kind, values in sorted(right_by_kind.items())},
+    )
+
+
+def is_right(sample: Sample, reply: str) -> bool:
+    if key := sample.tags.get("key"):
+        return holds(key, reply, sample.lang)
+    return right(sample.reference or "", reply, sample.lang)
+
+
+def _mean(values: Sequence[bool]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,102 @@
+"""Stage 2, distill: the student hears audio and replies; a teacher that reads the transcript scores every token.
+
+The loop is the same whatever the engines are: protocols.py has what each of them promises.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlspeech.catalog import fetch, resolve
+from rlspeech.config import DistillConfig
+from rlspeech.data.mixing import batch_of_step
+from rlspeech.engines.batches import make_batches
+from rlspeech.engines.build import Engines, build
+from rlspeech.plugins import load_class
+from rlspeech.protocols import Learned, Loss, Sampling
+from rlspeech.run_dir import RunDir
+from rlspeech.stages.chain import starting_point
+from rlspeech.stages.hearing import Heard, flat, hear, read_samples, recordings_of
+from rlspeech.stages.held_out import HeldOut
+from rlspeech.stages.models import load_student, lora_settings, use_threads
+from rlspeech.stages.plan import check_can_run
+from rlspeech.stages.rollout_records import record, rollout_metrics
+from rlspeech.stages.training import Prepared, finish, learn, open_run
+from rlspeech.types import Sample
+
+
+def run(config: DistillConfig, *, resume: bool = False) -> None:
+    """Raises UserError before any model loads where the settings, the data or this machine will not do."""
+    check_can_run(config)
+    loss = load_class("losses", config.loss, "Loss", config.loss_options)
+    needs = ("audio", "transcript")
+    samples = read_samples(config.data.train, config.data, needs, kinds=config.data.kinds)
+    tests = {name: read_samples(path, config.data, needs) for name, path in config.data.tests.items()}
+    start = starting_point(config)
+    with open_run(config, resume=resume) as folder:
+        if not folder.finished:
+            _distill(config, folder, loss, samples, tests, start)
+
+
+def _distill(
+    config: DistillConfig,
+    folder: RunDir,
+    loss: Loss,
+    samples: Sequence[Sample],
+    tests: Mapping[str, Sequence[Sample]],
+    start: str,
+) -> None:
+    use_threads(config.threads, config.seed)
+    student = load_student(start, trust_remote_code=config.trust_remote_code)
+    student.prepare("distill", lora_settings(config.lora))
+    engines = build(config, student, fetch(resolve(config.teacher, kind="text")))
+    held_out = HeldOut(
+        {name: hear(student, recordings_of(found, config.held_out.samples)) for name, found in tests.items()},
+        max_tokens=config.sampling.max_tokens,
+        micro_batch=config.optim.micro_batch,
+    )
+    job = Distillation(config, folder, hear(student, samples), engines, held_out)
+    temperature = config.sampling.temperature
+    metrics = learn(folder, config, engines.learner, loss, job.prepare, name="distill", temperature=temperature)
+    finish(folder, config, student, metrics, stage="distill")
+
+
+@dataclass
+class Distillation:
+    """One pass: weights to the sampler, replies from the student, scores from the teacher, batches for the learner."""
+
+    config: DistillConfig
+    run: RunDir
+    heard: Sequence[Heard]
+    engines: Engines
+    held_out: HeldOut
+
+    def prepare(self, step: int) -> Prepared:
+        config, engines = self.config, self.engines
+        engines.rollouts.load_weights(engines.learner.weights(), version=step)
+        before = self.held_out.measure(engines) if step == 0 else {}
+        if before:
+            self.run.append("metrics.jsonl", {"step": 0, **before})
+        chosen = batch_of_step(step, size=len(self.heard), batch=config.optim.batch, seed=config.seed)
+        samples, prompts = flat([self.heard[index] for index in chosen])
+        sampling = Sampling(**config.sampling.model_dump(), seed=config.seed * 1_000_003 + step)
+        started_s = time.monotonic()
+        rollouts = engines.rollouts.generate(samples, prompts, sampling)
+        sampled_s = time.monotonic()
+        scored = engines.teacher.score([r.sample for r in rollouts], [r.completion for r in rollouts])
+        scored_s = time.monotonic()
+        batches = make_batches(
+            engines.learner.student,
+            rollouts,
+            micro_batch=config.optim.micro_batch,
+            scored=scored,
+            teacher_head=engines.teacher.head(),
+        )
+
+        def look(learned: Learned) -> Mapping[str, float]:
+            record(self.run, step + 1, rollouts, learned, engines.learner.student)
+            due = (step + 1) % config.held_out.every_steps == 0 or step + 1 == config.optim.steps
+            return self.held_out.measure(engines) if due else {}
+
+        metrics = rollout_metrics(rollouts, sample_s=sampled_s - started_s, score_s=scored_s - sampled_s)
+        return Prepared(batches, metrics, look)

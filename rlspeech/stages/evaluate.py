@@ -1,0 +1,159 @@
+"""Held-out numbers: the student hears, its text teacher reads, and the cascade reads the student's own transcript."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rlspeech.catalog import fetch, resolve
+from rlspeech.config import EvaluateConfig
+from rlspeech.data.manifest import relative
+from rlspeech.engines.build import build_teacher
+from rlspeech.engines.measure import measure
+from rlspeech.engines.rollout_transformers import TransformersRollouts
+from rlspeech.errors import UserError
+from rlspeech.maths.scores import TRANSCRIBE, score
+from rlspeech.protocols import Sampling, Student, Teacher
+from rlspeech.run_dir import RunDir
+from rlspeech.stages.hearing import flat, hear, read_samples, recordings_of
+from rlspeech.stages.held_out import divergence
+from rlspeech.stages.models import load_student, use_threads
+from rlspeech.stages.progress import progress
+from rlspeech.stages.rollout_records import row
+from rlspeech.types import Rollout, Sample
+
+MICRO_BATCH = 8  # audios in one forward pass
+
+
+def run(config: EvaluateConfig) -> None:
+    """Writes evaluation.json into the run folder: scores of each held-out set, and every sample with its replies."""
+    if not config.data.tests:
+        raise UserError("data.tests is empty: name at least one held-out set, such as --data.tests.voice voice.jsonl")
+    needs = ("audio", "transcript") if config.teacher else ("audio",)
+    tests = {
+        name: recordings_of(read_samples(path, config.data, needs), config.evaluation.samples)
+        for name, path in config.data.tests.items()
+    }
+    resolve(config.student, kind="speech")
+    teacher_model = resolve(config.teacher, kind="text") if config.teacher else None
+    folder = RunDir.open(config.run_dir, config, resume=False)
+    try:
+        use_threads(config.threads, config.seed)
+        student = load_student(config.student, trust_remote_code=config.trust_remote_code)
+        teacher = build_teacher(fetch(teacher_model), config.reading, student) if teacher_model else None
+        evaluation = Evaluation(config, folder, student, teacher)
+        folder.write_json("evaluation.json", evaluation.of(tests))
+        folder.finish({"stage": "evaluate"})
+    finally:
+        folder.close()
+
+
+@dataclass
+class Evaluation:
+    config: EvaluateConfig
+    folder: RunDir
+    student: Student
+    teacher: Teacher | None
+
+    def of(self, tests: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+        key = self._teacher_key(tests)
+        known = _known_replies(self.config.reuse, key)
+        sets, rows = {}, []
+        with progress("evaluate", len(tests)) as tick:
+            for done, (name, samples) in enumerate(tests.items(), 1):
+                sets[name], found = self._set(name, samples, known)
+                rows += found
+                tick(done)
+        return {
+            "student": self.config.student,
+            "teacher": self.config.teacher,
+            "after": self.config.after,
+            "teacher_key": key,
+            "sets": sets,
+            "samples": rows,
+        }
+
+    def _set(self, name: str, samples: Sequence[Sample], known: Mapping[str, str]) -> tuple[dict, list[dict]]:
+        """Scores of student, teacher and cascade, and a row for each sample."""
+        rollouts = self._rollouts(samples)
+        samples = [rollout.sample for rollout in rollouts]
+        replies = [rollout.completion.text for rollout in rollouts]
+        scores: dict[str, Any] = {"student": asdict(score(samples, replies))}
+        columns: dict[str, list[str | None]] = {}
+        kl_of: Mapping[int, Sequence[float]] = {}
+        if self.teacher is not None:
+            learned = divergence(
+                self.teacher, self.student, rollouts, partial(measure, self.student), micro_batch=MICRO_BATCH
+            )
+            kl_of = learned.token_kl_nats
+            scores["student"]["kl_nats"] = learned.metrics["kl/train_nats"]
+            read = [known.get(sample.id) for sample in samples]
+            if None in read:
+                read = self.teacher.reply(samples, max_tokens=self.config.evaluation.max_tokens)
+            scores["teacher"] = asdict(score(samples, read))
+            columns["teacher_reply"] = read
+            if self.config.evaluation.cascade:
+                cascade = self._cascade(samples, replies)
+                heard = [index for index, reply in enumerate(cascade) if reply is not None]
+                scores["cascade"] = asdict(score([samples[i] for i in heard], [cascade[i] for i in heard]))
+                columns["cascade_reply"] = cascade
+        rows = []
+        for index, rollout in enumerate(rollouts):
+            own = row(rollout, kl_of.get(index, ()), self.student)
+            path = rollout.sample.audio.path if rollout.sample.audio else None
+            place = {"set": name, "kind": rollout.sample.tags.get("kind"), "key": rollout.sample.tags.get("key")}
+            audio = {"audio": relative(path, self.config.run_dir) if path else None}
+            rows.append({**own, **place, **audio, **{key: values[index] for key, values in columns.items()}})
+        return scores, rows
+
+    def _rollouts(self, samples: Sequence[Sample]) -> list[Rollout]:
+        engine = TransformersRollouts(self.student, self.config.evaluation.batch)
+        sampling = Sampling(max_tokens=self.config.evaluation.max_tokens, seed=self.config.seed)
+        return engine.generate(*flat(hear(self.student, samples)), sampling)
+
+    def _cascade(self, samples: Sequence[Sample], replies: Sequence[str]) -> list[str | None]:
+        """The teacher's replies to the student's own transcripts; the transcript itself for `transcribe`.
+
+        None where the student gave no transcript of the audio: it was not asked, or wrote nothing.
+        """
+        assert self.teacher is not None
+        transcripts = {
+            sample.audio: reply
+            for sample, reply in zip(samples, replies, strict=True)
+            if sample.tags.get("kind") == TRANSCRIBE and reply
+        }
+        asked = [
+            index
+            for index, sample in enumerate(samples)
+            if sample.audio in transcripts and sample.tags.get("kind") != TRANSCRIBE
+        ]
+        heard = [replace(samples[index], transcript=transcripts[samples[index].audio]) for index in asked]
+        found: list[str | None] = [transcripts.get(sample.audio) for sample in samples]
+        for index, sample in enumerate(samples):
+            if sample.tags.get("kind") != TRANSCRIBE:
+                found[index] = None
+        written = self.teacher.reply(heard, max_tokens=self.config.evaluation.max_tokens)
+        for index, reply in zip(asked, written, strict=True):
+            found[index] = reply
+        return found
+
+    def _teacher_key(self, tests: Mapping[str, Sequence[Sample]]) -> str:
+        """Changes with anything that the teacher's replies depend on."""
+        config = self.config
+        asked = [(s.id, s.transcript, s.instruction) for samples in tests.values() for s in samples]
+        settings = (config.teacher, config.reading.model_dump(mode="json"), config.evaluation.max_tokens)
+        return hashlib.sha256(json.dumps([settings, asked]).encode()).hexdigest()
+
+
+def _known_replies(folder: Path | None, key: str) -> dict[str, str]:
+    """The teacher's replies of an earlier evaluation, where nothing that they depend on has changed."""
+    file = folder / "evaluation.json" if folder else None
+    if file is None or not file.is_file():
+        return {}
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    if earlier.get("teacher_key") != key:
+        return {}
+    return {found["id"]: found["teacher_reply"] for found in earlier["samples"] if found.get("teacher_reply")}

@@ -1,0 +1,45 @@
+"""The divergence from the teacher on held-out recordings, on replies that the student samples to them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rlspeech.engines.batches import make_batches
+from rlspeech.engines.build import Engines
+from rlspeech.losses.reverse_kl import Loss
+from rlspeech.protocols import Learned, Sampling, Student, Teacher
+from rlspeech.stages.hearing import Heard, flat
+from rlspeech.types import Rollout, TokenBatch
+
+Evaluate = Callable[[Sequence[TokenBatch], Loss], Learned]  # Learner.evaluate, or measure of a student
+SEED = 20_250_919  # the same draws at every measurement
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out recordings by the name of their set."""
+
+    sets: Mapping[str, Sequence[Heard]]
+    max_tokens: int
+    micro_batch: int
+
+    def measure(self, engines: Engines) -> dict[str, float]:
+        """KL(student || teacher) per token in nats, full vocabulary, temperature 1, for each set."""
+        return {f"kl/{name}_nats": self._kl_nats(engines, recordings) for name, recordings in self.sets.items()}
+
+    def _kl_nats(self, engines: Engines, recordings: Sequence[Heard]) -> float:
+        sampling = Sampling(max_tokens=self.max_tokens, temperature=1.0, seed=SEED)
+        rollouts = engines.rollouts.generate(*flat(recordings), sampling)
+        learner = engines.learner
+        measured = divergence(
+            engines.teacher, learner.student, rollouts, learner.evaluate, micro_batch=self.micro_batch
+        )
+        return measured.metrics["kl/train_nats"]
+
+
+def divergence(
+    teacher: Teacher, student: Student, rollouts: Sequence[Rollout], evaluate: Evaluate, *, micro_batch: int
+) -> Learned:
+    """KL(student || teacher) at every token of given replies, at temperature 1."""
+    scored = teacher.score([r.sample for r in rollouts], [r.completion for r in rollouts])
+    batches = make_batches(student, rollouts, micro_batch=micro_batch, scored=scored, teacher_head=teacher.head())
+    return evaluate(batches, Loss())

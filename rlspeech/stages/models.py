@@ -1,0 +1,62 @@
+"""Names of models to loaded students and teachers, and the card of a checkpoint."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from rlspeech.catalog import fetch, resolve
+from rlspeech.config import LoraConfig
+from rlspeech.errors import UserError
+from rlspeech.plugins import find_class
+from rlspeech.protocols import Student
+
+
+def use_threads(threads: int | None, seed: int) -> None:
+    """Sets torch's threads and seed: with the same threads, the same seed gives the same numbers on one machine."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.manual_seed(seed)
+
+
+def lora_settings(lora: LoraConfig | None) -> dict[str, Any] | None:
+    return None if lora is None else lora.model_dump()
+
+
+def load_student(name: str, *, trust_remote_code: bool = False) -> Student:
+    resolved = resolve(name, kind="speech")
+    if resolved.family is None:
+        raise UserError(f"{name}: no student family reads this architecture; families are files in rlspeech/students/")
+    family = find_class("students", resolved.family, "Student")
+    folder = fetch(resolved)
+    if not trust_remote_code:
+        _refuse_remote_code(folder)
+    return family.load(folder)
+
+
+def _refuse_remote_code(folder: Path) -> None:
+    if any(folder.glob("*.py")):
+        raise UserError(f"{folder}: comes with Python code; read it, then allow it by --trust-remote-code")
+
+
+def card(config: BaseModel, metrics: dict[str, Any], *, stage: str) -> str:
+    """README of a checkpoint folder, in the form of a Hugging Face model card."""
+    numbers = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items() if isinstance(value, float))
+    settings = config.model_dump(mode="json")
+    return f"""---
+library_name: transformers
+tags: [rlspeech, speech, {stage}]
+---
+# {settings.get("student", "student")} after `{stage}`
+
+A speech LLM trained by rlspeech. It loads in transformers by the class named in `config.json` (`architectures`),
+with `AutoProcessor`. `adapter/`, where there is one, is the LoRA adapter of this stage alone; the weights have it
+merged. Base: `{settings.get("student")}`. Teacher: `{settings.get("teacher", "none")}`. Seed: {settings.get("seed")}.
+
+Last numbers of the run:
+
+| metric | value |
+|---|---|
+{numbers}
+"""

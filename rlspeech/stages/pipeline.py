@@ -1,0 +1,94 @@
+"""Stages in order as one job that can be resumed: each starts from the checkpoint of the one before."""
+
+import importlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlspeech.config import EvaluateConfig, PipelineConfig, ReportConfig, Stage, SynthConfig
+from rlspeech.errors import UserError
+from rlspeech.recipe import CONFIGS, find_recipe, load, stage_of
+from rlspeech.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One learning stage of the job: its verb, settings, and folder."""
+
+    verb: str
+    config: Stage
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.config.run_dir / "checkpoint"
+
+
+def run(config: PipelineConfig, *, resume: bool = False) -> None:
+    """Every recipe is read and checked before the first stage begins."""
+    started_s = time.monotonic()
+    parts, made = read_parts(config)
+    folder = RunDir.open(config.run_dir, config, resume=resume)
+    try:
+        for synth in made:
+            importlib.import_module("rlspeech.stages.synth").run(synth)
+        _run_parts(config, parts)
+        importlib.import_module("rlspeech.stages.report").run(ReportConfig(run_dir=config.run_dir))
+        folder.finish({"stage": "pipeline", "seconds": time.monotonic() - started_s})
+    finally:
+        folder.close()
+    log.info("%s: %d stages in %.0f s", config.run_dir, len(parts), time.monotonic() - started_s)
+
+
+def read_parts(config: PipelineConfig) -> tuple[list[Part], list[SynthConfig]]:
+    """The learning stages with their folders and starting points filled in, and the data to be made first."""
+    parts: list[Part] = []
+    made: list[SynthConfig] = []
+    for name in config.stages:
+        recipe = find_recipe(name)
+        verb = stage_of(recipe)
+        if verb == "synth":
+            made.append(load(SynthConfig, recipe, {}))
+            continue
+        if verb not in ("align", "sft", "distill"):
+            raise UserError(f"{recipe}: stage {verb!r} cannot be part of a pipeline; align, sft, distill and synth can")
+        part = Part(verb, load(CONFIGS[verb], recipe, {}))
+        start = {"student": str(parts[-1].checkpoint)} if parts else {}
+        update = {"run_dir": config.run_dir / verb, "seed": config.seed, "after": None, **start}
+        parts.append(Part(verb, part.config.model_copy(update=update)))
+    if not parts:
+        raise UserError("stages: names no stage that learns")
+    return parts, made
+
+
+def _run_parts(config: PipelineConfig, parts: Sequence[Part]) -> None:
+    """Evaluations stand before the first stage and after each; what is finished is not run again."""
+    _evaluate(config, "start", parts[0].config.student, None)
+    previous = "start"
+    for part in parts:
+        log.info("== %s", part.verb)
+        importlib.import_module(f"rlspeech.stages.{part.verb}").run(part.config, resume=True)
+        _evaluate(config, part.verb, str(part.checkpoint), previous)
+        previous = part.verb
+
+
+def _evaluate(config: PipelineConfig, after: str, student: str, previous: str | None) -> None:
+    if config.evaluate is None:
+        return
+    folder = config.run_dir / f"evaluate-{after}"
+    if (folder / "done.json").is_file():
+        return
+    _drop_unfinished(folder)
+    settings = load(EvaluateConfig, find_recipe(config.evaluate), {"student": student, "run_dir": str(folder)})
+    reuse = config.run_dir / f"evaluate-{previous}" if previous else None
+    update = {"after": after, "seed": config.seed, "reuse": reuse}
+    importlib.import_module("rlspeech.stages.evaluate").run(settings.model_copy(update=update))
+
+
+def _drop_unfinished(folder: Path) -> None:
+    """An evaluation that was cut off holds its settings and no result: it is made anew."""
+    for name in ("config.toml", "environment.json", ".lock"):
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""What is written down of rollouts: numbers of a step, and rows that a person can read."""
+
+from collections.abc import Mapping, Sequence
+
+from rlspeech.maths.detect import repetition_share
+from rlspeech.protocols import Learned, Student
+from rlspeech.run_dir import RunDir
+from rlspeech.types import Rollout
+
+RECORDED = 4  # rollouts of a step that are written down, the first ones
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], *, sample_s: float, score_s: float) -> dict[str, float]:
+    tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
+    count = len(rollouts)
+    return {
+        "rollout/length_tokens": tokens / count,
+        "rollout/cut_share": sum(rollout.completion.finish == "length" for rollout in rollouts) / count,
+        "rollout/repetition_share": sum(repetition_share(rollout.completion.text) for rollout in rollouts) / count,
+        "rollout/tokens_per_s": tokens / sample_s,
+        "teacher/tokens_per_s": tokens / score_s,
+        "time/sample_s": sample_s,
+        "time/score_s": score_s,
+    }
+
+
+def record(run: RunDir, step: int, rollouts: Sequence[Rollout], learned: Learned, student: Student) -> None:
+    for index, rollout in enumerate(rollouts[:RECORDED]):
+        run.append("rollouts.jsonl", {"step": step, **row(rollout, learned.token_kl_nats.get(index, ()), student)})
+
+
+def row(rollout: Rollout, kl_nats: Sequence[float], student: Student) -> Mapping[str, object]:
+    sample, completion = rollout.sample, rollout.completion
+    return {
+        "id": sample.id,
+        "instruction": sample.instruction,
+        "transcript": sample.transcript,
+        "reference": sample.reference,
+        "reply": completion.text,
+        "finish": completion.finish,
+        "policy_version": completion.policy_version,
+        "tokens": [student.tokenizer.decode([token]) for token in completion.token_ids],
+        "kl_nats": [round(value, 4) for value in kl_nats],
+    }

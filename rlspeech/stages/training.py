@@ -1,0 +1,94 @@
+"""What every learning stage does around its steps: start or resume, record, checkpoint, finish."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rlspeech.config import Stage
+from rlspeech.protocols import Learned, Learner, Loss, Student
+from rlspeech.run_dir import RunDir
+from rlspeech.stages.models import card
+from rlspeech.stages.progress import progress
+from rlspeech.types import TokenBatch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The micro-batches of one step, what is to be recorded beside the learner's metrics, and who looks at the step."""
+
+    batches: Sequence[TokenBatch]
+    metrics: Mapping[str, float]
+    look: Callable[[Learned], Mapping[str, float]] = lambda learned: {}
+
+
+@contextmanager
+def open_run(config: Stage, *, resume: bool) -> Iterator[RunDir]:
+    """The run's folder, held until the block ends."""
+    run = RunDir.open(config.run_dir, config, resume=resume)
+    try:
+        if run.finished:
+            log.info("%s: finished before; nothing to do", run.path)
+        yield run
+    finally:
+        run.close()
+
+
+def resume_step(run: RunDir, learner: Learner) -> int:
+    """Restores the newest whole training state, drops the records past it, and returns the steps done."""
+    latest = run.latest_state()
+    step = latest[0] if latest else 0
+    if latest:
+        learner.restore(latest[1])
+        log.info("%s: resumed after step %d", run.path, step)
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        run.truncate(name, step)
+    return step
+
+
+def learn(
+    run: RunDir,
+    config: Stage,
+    learner: Learner,
+    loss: Loss,
+    prepare: Callable[[int], Prepared],
+    *,
+    name: str,
+    temperature: float = 1.0,
+) -> dict[str, Any]:
+    """All steps that are left; the last step's metrics."""
+    metrics: dict[str, Any] = {}
+    with progress(name, config.optim.steps) as tick:
+        for step in range(resume_step(run, learner), config.optim.steps):
+            started_s = time.monotonic()
+            prepared = prepare(step)
+            ready_s = time.monotonic()
+            learned = learner.step(prepared.batches, loss, temperature=temperature)
+            ended_s = time.monotonic()
+            metrics = {**learned.metrics, **prepared.metrics, **prepared.look(learned)}
+            metrics |= {"time/step_s": ended_s - started_s, "time/learn_s": ended_s - ready_s}
+            metrics["learn/tokens_per_s"] = _positions(prepared.batches) / (ended_s - ready_s)
+            run.append("metrics.jsonl", {"step": step + 1, **metrics})
+            tick(step + 1, {"train/loss": metrics["train/loss"]})
+            if (step + 1) % config.checkpoints.every_steps == 0 and step + 1 < config.optim.steps:
+                with run.new_state(step + 1, keep=config.checkpoints.keep) as folder:
+                    learner.save(folder)
+    return metrics
+
+
+def finish(run: RunDir, config: Stage, student: Student, metrics: Mapping[str, Any], *, stage: str) -> None:
+    """Writes the checkpoint folder and marks the run as done."""
+    with run.new_checkpoint() as folder:
+        student.save(folder)
+        (folder / "README.md").write_text(card(config, dict(metrics), stage=stage))
+    run.finish({"stage": stage, "metrics": dict(metrics)})
+    log.info("%s: done, checkpoint in %s", stage, run.checkpoint)
+
+
+def _positions(batches: Sequence[TokenBatch]) -> int:
+    """Token positions that went through the model, padding apart."""
+    return int(sum((batch.branch >= 0).sum() for batch in batches))
