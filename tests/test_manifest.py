@@ -197,7 +197,7 @@ def test_samples_written_and_read_are_the_same(
                     transcript=text,
                     reference=answer,
                     lang=lang,
-                    tags={"split": "train", "kind": kind},
+                    tags={"split": "train", "kind": kind, **({"key": answer} if answer else {})},
                     turns=(Turn("A", text, "en-us", pause_s=time),),
                     words=(Word(text, time, time + 1),) if round(time + 1, 4) == time + 1 else (),
                 )
