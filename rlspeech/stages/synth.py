@@ -3,6 +3,8 @@
 A set is whole once its manifest is there; `{set}.synth.json` beside it tells what it was made from.
 """
 
+from __future__ import annotations
+
 import hashlib
 import inspect
 import json
@@ -14,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlspeech.config import SynthConfig
 from rlspeech.data import audio, manifest
@@ -22,9 +24,11 @@ from rlspeech.data.rows import recording_of, rows_of
 from rlspeech.embedded.espeak import render
 from rlspeech.errors import UserError
 from rlspeech.plugins import load_class
-from rlspeech.protocols import Synth
 from rlspeech.stages.progress import Ticker, progress
 from rlspeech.types import Audio, Sample
+
+if TYPE_CHECKING:
+    from rlspeech.protocols import Synth  # imports torch
 
 log = logging.getLogger(__name__)
 
