@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from rlspeech.catalog import entries
-from rlspeech.config import DistillConfig, SynthConfig
+from rlspeech.config import DistillConfig, PipelineConfig, SynthConfig
 from rlspeech.recipe import shipped_recipes
 from rlspeech.stages.doctor import (
     Check,
@@ -76,6 +76,17 @@ def test_70_billion_bfloat16_weights_need_131_gib() -> None:
 def test_two_models_must_fit_together() -> None:
     assert loading_verdict(["phi4mm"], Machine(12.0, ()))[0] is not False  # 5.58e9 x 2 bytes = 10.4 GiB
     assert loading_verdict(["phi4mm", "phi4-mini"], Machine(12.0, ()))[0] is False  # and 7.1 GiB
+
+
+def test_a_pipeline_runs_where_all_of_its_recipes_do(tmp_path: Path) -> None:
+    config = PipelineConfig(run_dir=tmp_path, stages=["tiny/synth", "tiny/sft"])
+    assert verdict(config, LAPTOP) == (True, "can run: tiny/synth, tiny/sft")
+    ok, why = verdict(config, Machine(memory_gib=0.25, gpus_gib=()))
+    assert ok is False
+    assert why.startswith("tiny/sft: ")
+    ok, why = verdict(config.model_copy(update={"evaluate": Path("no/such")}), LAPTOP)
+    assert ok is False
+    assert why.startswith("no/such: ")
 
 
 def test_speech_is_synthesised_anywhere_the_voices_are_installed(tmp_path: Path) -> None:

@@ -51,8 +51,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     for name in SOURCES:
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
-        shutil.copy(REPOSITORY / name, folder)
+    for name in ("pyproject.toml", "LICENSE", PYPROJECT["project"].get("readme")):
+        if name:
+            shutil.copy(REPOSITORY / name, folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from rlspeech.cache import cache_dir
 from rlspeech.catalog import entries, resolve, source
-from rlspeech.config import EvaluateConfig, Section, SynthConfig
+from rlspeech.config import EvaluateConfig, PipelineConfig, Section, SynthConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import CONFIGS, load, shipped_recipes, stage_of
 from rlspeech.stages.plan import LearningConfig, Machine, machine, make_plan
@@ -137,12 +137,15 @@ def missing_wheels() -> list[str]:
 def stage_checks(here: Machine) -> Iterator[Check]:
     """What each shipped recipe would need here, its data left out: that is made or brought by the user."""
     for recipe in shipped_recipes():
-        verb = stage_of(recipe)
-        try:
-            ok, value = verdict(load(CONFIGS[verb], recipe, {}), here)
-        except UserError as error:
-            ok, value = False, str(error)
-        yield Check("stages", f"{verb} {recipe}", value, ok)
+        ok, value = recipe_verdict(recipe, here)
+        yield Check("stages", f"{stage_of(recipe)} {recipe}", value, ok)
+
+
+def recipe_verdict(recipe: str | Path, here: Machine) -> tuple[bool | None, str]:
+    try:
+        return verdict(load(CONFIGS[stage_of(recipe)], recipe, {}), here)
+    except UserError as error:
+        return False, str(error)
 
 
 def verdict(config: Section, here: Machine) -> tuple[bool | None, str]:
@@ -153,7 +156,20 @@ def verdict(config: Section, here: Machine) -> tuple[bool | None, str]:
         return False, "needs pip install 'rlspeech[tiny]'"
     if isinstance(config, EvaluateConfig):
         return loading_verdict([config.student, *([config.teacher] if config.teacher else [])], here)
+    if isinstance(config, PipelineConfig):
+        return pipeline_verdict(config, here)
     return True, "can run"
+
+
+def pipeline_verdict(config: PipelineConfig, here: Machine) -> tuple[bool | None, str]:
+    """That of the first of its recipes that cannot run, else of the first that needs a download."""
+    recipes = [*config.stages, *([config.evaluate] if config.evaluate else [])]
+    verdicts = {str(recipe): recipe_verdict(recipe, here) for recipe in recipes}
+    for wanted in (False, None):
+        for recipe, (ok, why) in verdicts.items():
+            if ok is wanted:
+                return ok, f"{recipe}: {why}"
+    return True, f"can run: {', '.join(verdicts)}"
 
 
 def learning_verdict(config: LearningConfig, here: Machine) -> tuple[bool | None, str]:
