@@ -25,8 +25,9 @@ ARROWS = {
     **{name: BASE | (BESIDE - {name}) for name in BESIDE},
     "catalog": BASE | (BESIDE - {"catalog"}) | {"embedded"},  # assembles the tiny pair when it is asked for
     **{name: BASE | {"protocols", "maths", "embedded"} for name in PARTS},
+    "reporting": BASE | {"run_dir", "config", "maths", "data"},
     "engines": BASE | BESIDE | PARTS | {"protocols", "maths", "embedded"},
-    "stages": BASE | BESIDE | PARTS | {"protocols", "maths", "embedded", "engines"},
+    "stages": BASE | BESIDE | PARTS | {"protocols", "maths", "embedded", "engines", "reporting"},
     "cli": BASE | BESIDE | {"stages"},
     "__main__": {"cli"},
 }
