@@ -94,7 +94,7 @@ def print_table(summary: Summary, console: Console | None = None) -> None:
     for row in summary.rows:
         table.add_row(escape(row.after), *(value(row) or dash for _, value in columns))
     console.print(table)
-    notes = ["right, exact, cascade, teacher: share of answers; closed: how much of the gap teacher - right is closed"]
+    notes = ["right, exact, cascade, teacher: share of answers; closed: of the gap between teacher and right"]
     notes += [f"closed {dash}: {why}" for why in dict.fromkeys(row.why_no_gap for row in summary.rows) if why]
     for note in notes:
         console.print(f" {note}", style="dim", markup=False, highlight=False)
