@@ -70,7 +70,7 @@ class EvaluationConfig(Section):
 
     samples: Count = Field(24, description="audios of each held-out set, the first ones")
     max_tokens: Count = Field(40, description="longest reply, in the student's tokens")
-    batch: Count = Field(16, description="prompts decoded at once")
+    batch: Count = Field(32, description="prompts decoded at once")
     cascade: bool = Field(True, description="also score the teacher reading the student's own transcript")
 
 
@@ -81,8 +81,10 @@ class TeacherConfig(Section):
         'Transcript: "{transcript}"\n\n{instruction}',
         description="user message; {transcript} and {instruction} are filled in",
     )
+    prompts: dict[str, str] = Field({}, description="other user messages, by kind of instruction")
     system: str | None = Field(None, description="system message; default: the template's own")
-    examples: Path | None = Field(None, description="JSONL of worked examples shown to the teacher first")
+    examples: Path | None = Field(None, description="JSONL of worked examples shown first, to a kind or to all")
+    kinds: list[str] = Field([], description="kinds of instruction that the teacher is asked; empty: all")
     batch: Count = Field(32, description="replies scored in one forward pass")
 
 

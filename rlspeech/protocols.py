@@ -1,6 +1,7 @@
 """What each part promises. A stage knows these and nothing of what stands behind them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,6 +76,10 @@ class Student(Protocol):
 
     def prepare(self, stage: str, lora: Mapping[str, Any] | None = None, *, train_encoder: bool = False) -> None:
         """Freeze and unfreeze parameters, and add adapters, as the stage wants."""
+        ...
+
+    def merged(self) -> AbstractContextManager[None]:
+        """Adapters are added to the matrices they adapt while the block runs: sampling at the speed of the base."""
         ...
 
     def is_projector(self, parameter: str) -> bool: ...

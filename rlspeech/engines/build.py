@@ -8,6 +8,7 @@ from rlspeech.engines.learner_torch import TorchLearner
 from rlspeech.engines.rollout_transformers import TransformersRollouts
 from rlspeech.engines.teacher_transformers import Reading, TransformersTeacher, read_examples, same_tokenizer
 from rlspeech.errors import UserError
+from rlspeech.plugins import shipped
 from rlspeech.protocols import Learner, RolloutEngine, Student, Teacher
 
 
@@ -29,8 +30,15 @@ def build(config: DistillConfig, student: Student, teacher_folder: Path) -> Engi
 
 def build_teacher(folder: Path, reading: TeacherConfig, student: Student) -> Teacher:
     """Raises UserError where the teacher does not share the student's tokenizer."""
-    how = Reading(reading.prompt, reading.system, read_examples(reading.examples))
+    how = Reading(reading.prompt, reading.prompts, reading.system, read_examples(_found(reading.examples)))
     teacher = TransformersTeacher.load(folder, how, batch=reading.batch)
     if not same_tokenizer(student.tokenizer, teacher.tokenizer):
         raise UserError(f"teacher {folder}: has another tokenizer than the student; their tokens cannot be compared")
     return teacher
+
+
+def _found(path: Path | None) -> Path | None:
+    """The file itself, or the one that ships under recipes/ with the same name."""
+    if path is None or path.is_file() or path.is_absolute() or path.parts[0] != "recipes":
+        return path
+    return shipped("recipes").joinpath(*path.parts[1:])

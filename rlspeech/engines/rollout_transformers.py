@@ -17,7 +17,7 @@ class TransformersRollouts:
     """Prompts that hear the same audio are read together: the audio is encoded and prefilled once."""
 
     student: Student
-    batch: int = 16  # replies written at once
+    batch: int = 32  # replies written at once
     version: int = 0
 
     def generate(self, samples: Sequence[Sample], prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
@@ -25,9 +25,10 @@ class TransformersRollouts:
         training = self.student.model.training
         self.student.model.eval()
         found: dict[int, list[Written]] = {}
-        for number, chunk in enumerate(_chunks(groups, prompts, self.batch, sampling.n)):
-            seeded = replace(sampling, seed=sampling.seed * 1_000_003 + number)
-            found |= self._write(chunk, prompts, seeded)
+        with self.student.merged():
+            for number, chunk in enumerate(_chunks(groups, prompts, self.batch, sampling.n)):
+                seeded = replace(sampling, seed=sampling.seed * 1_000_003 + number)
+                found |= self._write(chunk, prompts, seeded)
         self.student.model.train(training)
         return [
             Rollout(sample, prompt, self._completion(written))

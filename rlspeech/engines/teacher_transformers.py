@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,50 @@ from rlspeech.types import Completion, Sample, Scored
 
 
 @dataclass(frozen=True)
+class Example:
+    """A worked example, shown before samples of its kind; without a kind, before samples that have no other."""
+
+    transcript: str
+    instruction: str
+    answer: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
 class Reading:
-    """How a sample is put to the teacher: worked examples (transcript, instruction, answer), then the sample."""
+    """How a sample is put to the teacher: worked examples, then the sample."""
 
     prompt: str
+    prompts: Mapping[str, str] = field(default_factory=dict)  # other prompts, by the sample's kind
     system: str | None = None
-    examples: tuple[tuple[str, str, str], ...] = ()
+    examples: tuple[Example, ...] = ()
 
     def messages(self, sample: Sample) -> list[dict[str, str]]:
         if not sample.transcript:
             raise UserError(f"{sample.id}: no transcript, and the teacher has nothing else to read")
         messages = [{"role": "system", "content": self.system}] if self.system is not None else []
-        for transcript, instruction, answer in self.examples:
-            messages.append({"role": "user", "content": self._fill(transcript, instruction)})
-            messages.append({"role": "assistant", "content": answer})
-        return [*messages, {"role": "user", "content": self._fill(sample.transcript, sample.instruction)}]
+        prompt = self.prompts.get(sample.tags.get("kind", ""), self.prompt)
+        for example in self._shown(sample):
+            content = _fill(prompt, example.transcript, example.instruction)
+            messages += [{"role": "user", "content": content}, {"role": "assistant", "content": example.answer}]
+        return [*messages, {"role": "user", "content": _fill(prompt, sample.transcript, sample.instruction)}]
 
-    def _fill(self, transcript: str, instruction: str) -> str:
-        return self.prompt.replace("{instruction}", instruction).replace("{transcript}", transcript)
+    def beginning(self, sample: Sample) -> str:
+        """Samples with the same one have the longest beginning in common: the examples, else the transcript."""
+        shown = self._shown(sample)
+        return str(shown) if shown else sample.transcript or ""
+
+    def _shown(self, sample: Sample) -> list[Example]:
+        own = [example for example in self.examples if example.kind == sample.tags.get("kind", "")]
+        return own or [example for example in self.examples if example.kind is None]
 
 
-def read_examples(path: Path | None) -> tuple[tuple[str, str, str], ...]:
-    """JSONL rows with transcript, instruction and answer. Raises UserError as `file:line: what`."""
+def _fill(prompt: str, transcript: str, instruction: str) -> str:
+    return prompt.replace("{instruction}", instruction).replace("{transcript}", transcript)
+
+
+def read_examples(path: Path | None) -> tuple[Example, ...]:
+    """JSONL rows with transcript, instruction, answer and, if need be, kind. Raises UserError as `file:line: what`."""
     if path is None:
         return ()
     if not path.is_file():
@@ -50,10 +72,9 @@ def read_examples(path: Path | None) -> tuple[tuple[str, str, str], ...]:
     examples = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
-            row = json.loads(line)
-            examples.append((row["transcript"], row["instruction"], row["answer"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: wants transcript, instruction and answer ({error!r})") from error
+            examples.append(Example(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}:{number}: wants transcript, instruction, answer and kind ({error})") from error
     return tuple(examples)
 
 
@@ -77,7 +98,7 @@ class TransformersTeacher:
         """Log-probs of the replies' own token ids: student and teacher share a tokenizer (see same_tokenizer)."""
         prompts = [self._prompt(sample) for sample in samples]
         scored: dict[int, Scored] = {}
-        for chunk in _alike(samples, self.batch):
+        for chunk in self._alike(samples):
             members = [[(prompts[index], replies[index].token_ids) for index in group] for group in chunk]
             packed = pack(members, pad_id=0)
             hidden_BTD = self.model.get_decoder()(
@@ -98,7 +119,7 @@ class TransformersTeacher:
     def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
         prompts = [self._prompt(sample) for sample in samples]
         found: dict[int, str] = {}
-        for chunk in _alike(samples, self.batch):
+        for chunk in self._alike(samples):
             written = generate(
                 self.model,
                 [[prompts[index] for index in group] for group in chunk],
@@ -113,6 +134,23 @@ class TransformersTeacher:
                 found[index] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         return [found[index] for index in range(len(samples))]
 
+    def _alike(self, samples: Sequence[Sample]) -> Iterator[list[list[int]]]:
+        """Chunks of at most `batch` samples, those whose prompts begin alike in one group: it is read once."""
+        groups: dict[str, list[int]] = {}
+        for index, sample in enumerate(samples):
+            groups.setdefault(self.reading.beginning(sample), []).append(index)
+        chunk: list[list[int]] = []
+        for group in groups.values():
+            while group:
+                room = self.batch - sum(map(len, chunk))
+                if room == 0:
+                    yield chunk
+                    chunk, room = [], self.batch
+                chunk.append(group[:room])
+                group = group[room:]
+        if chunk:
+            yield chunk
+
     def _prompt(self, sample: Sample) -> tuple[int, ...]:
         text = self.tokenizer.apply_chat_template(
             self.reading.messages(sample), tokenize=False, add_generation_prompt=True
@@ -124,18 +162,3 @@ def same_tokenizer(student: Any, teacher: Any) -> bool:
     """Whether every token of the teacher has the same id in the student, which may have added tokens of its own."""
     ours = student.get_vocab()
     return all(ours.get(token) == index for token, index in teacher.get_vocab().items())
-
-
-def _alike(samples: Sequence[Sample], batch: int) -> Iterator[list[list[int]]]:
-    """Chunks of about `batch` samples, those with the same transcript in one group."""
-    groups: dict[str, list[int]] = {}
-    for index, sample in enumerate(samples):
-        groups.setdefault(sample.transcript or "", []).append(index)
-    chunk: list[list[int]] = []
-    for group in sorted(groups.values(), key=lambda group: len(samples[group[0]].transcript or "")):
-        if chunk and sum(map(len, chunk)) + len(group) > batch:
-            yield chunk
-            chunk = []
-        chunk.append(group)
-    if chunk:
-        yield chunk

@@ -30,8 +30,9 @@ def run(config: DistillConfig, *, resume: bool = False) -> None:
     check_can_run(config)
     loss = load_class("losses", config.loss, "Loss", config.loss_options)
     needs = ("audio", "transcript")
-    samples = read_samples(config.data.train, config.data, needs, kinds=config.data.kinds)
-    tests = {name: read_samples(path, config.data, needs) for name, path in config.data.tests.items()}
+    kinds = config.reading.kinds or config.data.kinds
+    samples = read_samples(config.data.train, config.data, needs, kinds=kinds)
+    tests = {name: read_samples(path, config.data, needs, kinds=kinds) for name, path in config.data.tests.items()}
     start = starting_point(config)
     with open_run(config, resume=resume) as folder:
         if not folder.finished:

@@ -85,11 +85,8 @@ class Evaluation:
         columns: dict[str, list[str | None]] = {}
         kl_of: Mapping[int, Sequence[float]] = {}
         if self.teacher is not None:
-            learned = divergence(
-                self.teacher, self.student, rollouts, partial(measure, self.student), micro_batch=MICRO_BATCH
-            )
-            kl_of = learned.token_kl_nats
-            scores["student"]["kl_nats"] = learned.metrics["kl/train_nats"]
+            kl_of = self._divergence(self.teacher, rollouts)
+            scores["student"]["kl_nats"] = _mean([value for values in kl_of.values() for value in values])
             read = [known.get(sample.id) for sample in samples]
             if None in read:
                 read = self.teacher.reply(samples, max_tokens=self.config.evaluation.max_tokens)
@@ -113,6 +110,16 @@ class Evaluation:
         engine = TransformersRollouts(self.student, self.config.evaluation.batch)
         sampling = Sampling(max_tokens=self.config.evaluation.max_tokens, seed=self.config.seed)
         return engine.generate(*flat(hear(self.student, samples)), sampling)
+
+    def _divergence(self, teacher: Teacher, rollouts: Sequence[Rollout]) -> dict[int, Sequence[float]]:
+        """KL(student || teacher) of each token, by the index of the rollout, of the kinds that the teacher is asked."""
+        kinds = self.config.reading.kinds
+        asked = [i for i, rollout in enumerate(rollouts) if not kinds or rollout.sample.tags.get("kind") in kinds]
+        if not asked:
+            return {}
+        evaluate = partial(measure, self.student)
+        learned = divergence(teacher, self.student, [rollouts[i] for i in asked], evaluate, micro_batch=MICRO_BATCH)
+        return {asked[place]: values for place, values in learned.token_kl_nats.items()}
 
     def _cascade(self, samples: Sequence[Sample], replies: Sequence[str]) -> list[str | None]:
         """The teacher's replies to the student's own transcripts; the transcript itself for `transcribe`.
@@ -157,3 +164,7 @@ def _known_replies(folder: Path | None, key: str) -> dict[str, str]:
     if earlier.get("teacher_key") != key:
         return {}
     return {found["id"]: found["teacher_reply"] for found in earlier["samples"] if found.get("teacher_reply")}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
