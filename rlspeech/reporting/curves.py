@@ -20,6 +20,7 @@ class Panel:
     title: str
     unit: str  # "%": shares are shown as per cent
     keys: str  # regular expression of the metrics in it; its group, if any, names the line
+    smooth: bool = True  # a long line has its running mean drawn over it
 
 
 PANELS = (
@@ -33,7 +34,7 @@ PANELS = (
     Panel("Sampler against learner", "nats per token", r"kl/sampler_learner(\w*)_nats"),
     Panel("Speed", "tokens/s", r"(\w+)/tokens_per_s"),
     Panel("Gradient norm", "before clipping", r"train/grad_norm"),
-    Panel("Learning rate", "", r"train/lr"),
+    Panel("Learning rate", "", r"train/lr", smooth=False),
     Panel("Time of a step", "s", r"time/(\w+)_s"),
 )
 NAMES = {"": "mean", "_max": "largest", "sample": "sampling", "score": "teacher", "rollout": "sampling"}
@@ -97,7 +98,8 @@ def charts(records: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[Char
             if key in left and (match := re.fullmatch(panel.keys, key)):
                 lines[_label(match)] = left.pop(key)
         if lines:
-            known.append(chart(panel.title, panel.unit, lines))
+            first = sorted(lines, key=lambda label: label != "train")
+            known.append(chart(panel.title, panel.unit, {label: lines[label] for label in first}, smooth=panel.smooth))
     return known, [chart(key, "", {"": points}) for key, points in left.items()]
 
 
@@ -116,7 +118,7 @@ def series_of(records: Sequence[Mapping[str, Any]]) -> Series:
     return {key: sorted(points.items()) for key, points in found.items()}
 
 
-def chart(title: str, unit: str, lines: Series) -> Chart:
+def chart(title: str, unit: str, lines: Series, *, smooth: bool = True) -> Chart:
     scale = 100 if unit == "%" else 1
     scaled = {label: [(step, value * scale) for step, value in points] for label, points in lines.items()}
     steps = [step for points in scaled.values() for step, _ in points]
@@ -128,7 +130,7 @@ def chart(title: str, unit: str, lines: Series) -> Chart:
     return Chart(
         title,
         unit,
-        tuple(_line(label, points, place) for label, points in scaled.items()),
+        tuple(_line(label, points, place, smooth=smooth) for label, points in scaled.items()),
         tuple(Tick(place.x(value), f"{value:.0f}") for value in x_values),
         tuple(Tick(place.y(value), number(value)) for value in y_values),
         _bands(scaled, place),
@@ -141,7 +143,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     >>> ticks(0, 2.3, 4)
     [0.0, 1.0, 2.0, 3.0]
     >>> ticks(0.0, 0.0, 4)
-    [0.0, 1.0]
+    [0.0, 0.5, 1.0]
     """
     if high <= low:
         high = low + (abs(low) or 1)
@@ -193,14 +195,14 @@ def _y_range(values: Sequence[float]) -> tuple[float, float]:
     return (0.0, high) if 0 <= low <= 0.7 * high else (low, high)
 
 
-def _line(label: str, points: Sequence[tuple[float, float]], place: _Place) -> Line:
-    smooth = len(points) > SMOOTHED_FROM
+def _line(label: str, points: Sequence[tuple[float, float]], place: _Place, *, smooth: bool) -> Line:
+    smooth = smooth and len(points) > SMOOTHED_FROM
     marks = tuple((place.x(step), place.y(value)) for step, value in points) if len(points) <= MARKED_TO else ()
     return Line(
         label,
         number(points[0][1]),
         number(points[-1][1]),
-        place.points(thinned(running_mean(points))) if smooth else place.points(points),
+        place.points(thinned(running_mean(points))) if smooth else place.points(thinned(points)),
         place.points(thinned(points)) if smooth else "",
         marks,
     )

@@ -195,16 +195,15 @@ def _began(stage: Stage) -> tuple[str, int, str]:
     return str(stage.environment.get("started", "")), rank, stage.folder.name
 
 
-def _place(after: str, stages: Sequence[str]) -> int:
-    """Index of the stage that an evaluation follows; of the last one before it where that stage is not here."""
+def _place(after: str, stages: Sequence[str]) -> tuple[int, int]:
+    """Index of the stage that an evaluation follows, and its rank where that stage, or any, is not here."""
     if after == START:
-        return -1
+        return -1, -1
+    rank = ROAD.index(after) if after in ROAD else len(ROAD)
     if after in stages:
-        return len(stages) - 1 - stages[::-1].index(after)
-    if after not in ROAD:
-        return len(stages)
-    earlier = [index for index, verb in enumerate(stages) if verb in ROAD[: ROAD.index(after)]]
-    return max(earlier, default=-1)
+        return len(stages) - 1 - stages[::-1].index(after), rank
+    earlier = [index for index, verb in enumerate(stages) if verb in ROAD[:rank] or rank == len(ROAD)]
+    return max(earlier, default=-1), rank
 
 
 def _table(file: Path) -> Mapping[str, Any]:

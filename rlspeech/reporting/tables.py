@@ -140,6 +140,8 @@ def tiles(summary: Summary) -> list[Tile]:
         for name, now, then, text, told in found
         if now is not None
     ]
+    if len(summary.rows) == 1:
+        return shown
     told = last.why_no_gap or "of the distance to the teacher in right answers"
     return [*shown, Tile("Gap closed", percent(last.gap_closed, 0) or NONE, "", told)]
 
