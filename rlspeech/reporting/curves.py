@@ -14,6 +14,9 @@ MARKED_TO = 12  # points; a shorter line gets a mark at each
 MOST_POINTS = 300  # of a faint line
 MOST_BANDS = 40  # stretches of the x axis that tell their values under the pointer
 
+NO_RANGE = 1e-9  # of the values; what differs by less is drawn as equal
+LEAST = 1e-30
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -145,8 +148,8 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     >>> ticks(0.0, 0.0, 4)
     [0.0, 0.5, 1.0]
     """
-    if high <= low:
-        high = low + (abs(low) or 1)
+    if high - low <= max(NO_RANGE * max(abs(low), abs(high)), LEAST):
+        high = low + (abs(low) if abs(low) > LEAST else 1)
     rough = (high - low) / count
     size = 10 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)

@@ -17,6 +17,7 @@ START = "start"  # `after` of the evaluation before the first stage
 ROAD = ("align", "sft", "distill", "pairs", "dpo", "rlbr")  # where the clock does not tell the order
 NO_STAGE = ("pipeline", "synth", "report")
 EVALUATE = "evaluate"
+DEEPEST = 2  # folders between the one that is given and a job in it, as runs/tiny/quickstart in runs
 
 Read = TypeVar("Read", bound=BaseModel)
 
@@ -140,7 +141,7 @@ def verb_of(folder: Path) -> str | None:
     return verb if isinstance(verb, str) and verb not in NO_STAGE else None
 
 
-def _jobs(folder: Path, depth: int = 1) -> list[Job]:
+def _jobs(folder: Path, depth: int = DEEPEST) -> list[Job]:
     """Stage folders named after their verbs are one job; others are jobs by themselves, as are folders of stages."""
     children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
     verbs = {child: verb for child in children if (verb := verb_of(child)) is not None}
