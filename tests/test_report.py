@@ -154,6 +154,17 @@ def test_the_table_has_every_evaluation_the_cascade_and_the_teacher_with_the_bes
     assert [cell.text for cell in table.all("td", "best")] == [cell for cell in rows["distill"] if cell != dash]
 
 
+def test_one_evaluation_is_the_best_of_nothing_and_has_no_gap_at_the_top(job: Path) -> None:
+    root = shown(job / "evaluate-start")
+    assert root.all("td", "best") == []
+    assert [tile.all("span")[0].text for tile in root.all("div", "tile")] == [
+        "Word errors",
+        "Right answers",
+        "KL to the teacher",
+    ]
+    assert [tile.all("strong")[0].text for tile in shown(job).all("div", "tile")] == ["25.0%", "50.0%", "0.500", "50%"]
+
+
 def test_accuracy_by_kind_is_a_table_of_its_own(job: Path) -> None:
     table = shown(job).all("table")[1]
     rows = {row.all("th")[0].text: [cell.text for cell in row.all("td")] for row in table.all("tbody")[0].all("tr")}
