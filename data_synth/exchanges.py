@@ -102,8 +102,8 @@ class Synth:
     split: Literal["train", "test_voice", "test_text"] = "train"
     count: int = 100
     seed: int = 0
-    rate_low_wpm: int = 165
-    rate_high_wpm: int = 215
+    rate_low_wpm: int = 190
+    rate_high_wpm: int = 240
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "test_voice", "test_text"):

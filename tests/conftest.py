@@ -30,6 +30,33 @@ def teacher_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_student(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight student of the tiny one's architecture and tokenizer."""
+    from small import write_student
+
+    return write_student(tmp_path_factory.mktemp("models") / "student", tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def small_teacher(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight text teacher with the tiny one's tokenizer."""
+    from small import write_teacher
+
+    return write_teacher(tmp_path_factory.mktemp("models") / "teacher", teacher_folder)
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.jsonl, test_voice.jsonl and test_text.jsonl of a few spoken exchanges each."""
+    from rlspeech.config import SynthConfig
+    from rlspeech.stages import synth
+
+    out = tmp_path_factory.mktemp("spoken")
+    synth.run(SynthConfig(out=out, sets={"train": 6, "test_voice": 2, "test_text": 2}))
+    return out
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Real recordings that are not in the repository: RLSPEECH_SHARED, by default `shared` beside the checkout."""
     folder = Path(os.environ.get("RLSPEECH_SHARED", REPOSITORY.parent / "shared"))

@@ -51,7 +51,7 @@ def place_frames(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        on_step(step, {"loss": float(loss), "frame_accuracy": float(accuracy)})
+        on_step(step, {"loss": loss.item(), "frame_accuracy": accuracy.item()})
 
 
 def _loss(

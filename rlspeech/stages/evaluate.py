@@ -92,7 +92,7 @@ class Evaluation:
                 read = self.teacher.reply(samples, max_tokens=self.config.evaluation.max_tokens)
             scores["teacher"] = asdict(score(samples, read))
             columns["teacher_reply"] = read
-            if self.config.evaluation.cascade:
+            if self.config.evaluation.cascade and (scores["student"]["wer"] or 0) < 1:
                 cascade = self._cascade(samples, replies)
                 heard = [index for index, reply in enumerate(cascade) if reply is not None]
                 scores["cascade"] = asdict(score([samples[i] for i in heard], [cascade[i] for i in heard]))

@@ -1,0 +1,57 @@
+"""Small random-weight models of the tiny pair's true architectures, with its real tokenizer: steps take milliseconds."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import (
+    AudioFlamingo3Config,
+    AudioFlamingo3ForConditionalGeneration,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from rlspeech.embedded.pair import END_TOKEN_ID, MARK, write_published
+
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
+ENDS = {"bos_token_id": 1, "eos_token_id": END_TOKEN_ID, "pad_token_id": END_TOKEN_ID}
+
+
+def write_student(folder: Path, tiny_folder: Path) -> Path:
+    processor = AutoProcessor.from_pretrained(tiny_folder)
+    sound_id = processor.tokenizer.convert_tokens_to_ids("<sound>")
+    audio = {"num_mel_bins": 80, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AudioFlamingo3Config(
+        audio_token_id=sound_id,
+        tie_word_embeddings=False,
+        audio_config=audio | {"intermediate_size": 64, "max_source_positions": 1500},
+        text_config={"model_type": "qwen2", "vocab_size": sound_id + 1, "tie_word_embeddings": False, **TEXT, **ENDS},
+    )
+    torch.manual_seed(0)
+    model = AudioFlamingo3ForConditionalGeneration(config).eval()
+    model.generation_config = GenerationConfig(**ENDS)
+    folder.mkdir(parents=True)
+    write_published(folder, model, model.state_dict())
+    processor.save_pretrained(folder)
+    (folder / MARK).write_text(json.dumps({"family": "tiny"}))
+    return folder
+
+
+def write_teacher(folder: Path, teacher_folder: Path) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **TEXT, **ENDS)).eval()
+    model.generation_config = GenerationConfig(**ENDS)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
