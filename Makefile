@@ -24,7 +24,7 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' Makefile
 
 quickstart: .venv/installed ## a tiny speech LLM learns by alignment, SFT and distillation, from nothing, on two cores
-	@$(RUN) .venv/bin/rlspeech pipeline recipes/tiny/quickstart.toml $(ARGS)
+	@$(RUN) .venv/bin/rlspeech pipeline recipes/tiny/quickstart.toml --resume $(ARGS)
 
 test: .venv/installed ## the test suite
 	@$(RUN) .venv/bin/python -m pytest $(ARGS)

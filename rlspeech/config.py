@@ -71,8 +71,8 @@ class EvaluationConfig(Section):
     samples: Count = Field(24, description="audios of each held-out set, the first ones")
     max_tokens: Count = Field(40, description="longest reply, in the student's tokens")
     batch: Count = Field(32, description="prompts decoded at once")
-    cascade: bool = Field(
-        True, description="also score the teacher reading the student's transcript, where its error rate is below 1"
+    compare_below_wer: Positive = Field(
+        1.0, description="KL and the cascade are taken where the student's word error rate is below this"
     )
 
 

@@ -1,4 +1,4 @@
-"""Small random-weight models of the tiny pair's true architectures, with its real tokenizer: steps take milliseconds."""
+"""Small random-weight models of the tiny pair's true architectures, with its real tokenizer."""
 
 import json
 from pathlib import Path

@@ -72,7 +72,15 @@ def test_bad_input_is_one_line_and_status_2(fault, tmp_path, capsys, small_stude
     prepare, flags, expected = FAULTS[fault]
     prepare(tmp_path)
     command = ["distill", *([] if flags and not flags[0].startswith("--") else ["tiny/distill"])]
-    command += ["--quiet", "--data.train", f"{tmp_path}/m.jsonl", "--data.synth", "none", "--run-dir", f"{tmp_path}/run"]
+    command += [
+        "--quiet",
+        "--data.train",
+        f"{tmp_path}/m.jsonl",
+        "--data.synth",
+        "none",
+        "--run-dir",
+        f"{tmp_path}/run",
+    ]
     command += ["--data.tests", "{}", "--reading.kinds", "[]", "--optim.steps", "1"]
     for name, value in (("--student", small_student), ("--teacher", small_teacher)):
         command += [] if name in flags else [name, str(value)]

@@ -12,8 +12,8 @@ from rlspeech.config import FramesConfig, OptimConfig
 from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.engines.decoding import generate, shared_prefix
 from rlspeech.engines.frame_alignment import place_frames
-from rlspeech.engines.measure import policy_of
 from rlspeech.engines.learner_torch import TorchLearner, learnable, rate_share
+from rlspeech.engines.measure import policy_of
 from rlspeech.engines.rollout_transformers import TransformersRollouts
 from rlspeech.engines.teacher_transformers import Example, Reading, TransformersTeacher, read_examples, same_tokenizer
 from rlspeech.errors import UserError
@@ -109,9 +109,7 @@ def test_the_samplers_logprobs_are_the_learners(student: Student, temperature: f
 def test_a_reply_ends_with_its_end_token_and_nothing_after(student: Student) -> None:
     """Every token is made an end: the reply is that one token, and its log-prob is kept."""
     ids = tuple(student.tokenizer("Some text").input_ids)
-    (group,) = generate(
-        student.model, [[ids, ids]], embed=None, sampling=Sampling(4), end_ids=range(49_153), pad_id=2
-    )
+    (group,) = generate(student.model, [[ids, ids]], embed=None, sampling=Sampling(4), end_ids=range(49_153), pad_id=2)
     assert [(len(w.token_ids), len(w.logprobs), w.ended) for w in group] == [(1, 1, True)] * 2
 
 

