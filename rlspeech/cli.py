@@ -16,12 +16,22 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rlspeech.errors import UserError, did_you_mean
-from rlspeech.recipe import CONFIGS, default_recipe, flag_name, load, section_of, settings_of, unknown_flag
+from rlspeech.recipe import (
+    CONFIGS,
+    default_recipe,
+    dump_toml,
+    flag_name,
+    load,
+    section_of,
+    settings_of,
+    stage_of,
+    unknown_flag,
+)
 
 
 @dataclass(frozen=True)
 class Verb:
-    """`learns`: has a plan for --dry-run, and goes on with --resume."""
+    """`learns`: --dry-run tells memory and what is missing. `resumes`: goes on with --resume."""
 
     summary: str
     about: str
@@ -145,9 +155,11 @@ def _run_stage(verb: str, argv: list[str]) -> None:
     _set_up_logs(getattr(given, "/verbosity"))
     recipe = getattr(given, "/recipe")
     config = load(CONFIGS[verb], default_recipe(verb, overrides) if recipe is None else recipe, overrides)
-    if VERBS[verb].learns and getattr(given, "/dry_run"):
-        importlib.import_module("rlspeech.stages.plan").run(config)
+    if getattr(given, "/dry_run"):
+        _show_plan(verb, config)
         return
+    if VERBS[verb].learns:  # before the stage's imports, which take seconds
+        importlib.import_module("rlspeech.stages.plan").check_can_run(config)
     stage = importlib.import_module(f"rlspeech.stages.{verb}")
     stage.run(config, **({"resume": getattr(given, "/resume")} if VERBS[verb].resumes else {}))
 
@@ -165,6 +177,18 @@ def _joined(argv: list[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
+
+
+def _show_plan(verb: str, config: BaseModel) -> None:
+    """The plan of what learns, stage by stage; of the rest, the settings as they would be used."""
+    plan = importlib.import_module("rlspeech.stages.plan")
+    if VERBS[verb].learns:
+        plan.run(config)
+        return
+    print(f"# {verb}: nothing is run; the settings are\n{dump_toml(config)}")
+    for recipe in getattr(config, "stages", ()):
+        print(f"# {recipe}")
+        _show_plan(stage_of(recipe), load(CONFIGS[stage_of(recipe)], recipe, {}))
 
 
 def _run_doctor(argv: list[str]) -> None:
@@ -216,7 +240,7 @@ def _parser(verb: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     known = VERBS[verb]
     parser = _Parser(
         prog=f"rlspeech {verb}",
-        usage=f"rlspeech {verb} [RECIPE] [--flags]{' [--dry-run]' * known.learns}{' [--resume]' * known.resumes}",
+        usage=f"rlspeech {verb} [RECIPE] [--flags] [--dry-run]{' [--resume]' * known.resumes}",
         description=textwrap.fill(known.about, 100),
         epilog="examples:\n" + "\n".join(f"  {example}" for example in known.examples),
         formatter_class=_Help,
@@ -230,8 +254,7 @@ def _parser(verb: str, argv: Sequence[str]) -> argparse.ArgumentParser:
         text += f"; default: recipes/STUDENT/{verb}.toml"
     ours.add_argument("/recipe", metavar="RECIPE", nargs="?", default=None, help=text)
     ours.add_argument("-h", "--help", action="help", help="print this and stop")
-    if known.learns:
-        ours.add_argument("--dry-run", dest="/dry_run", action="store_true", default=False, help="print the plan, stop")
+    ours.add_argument("--dry-run", dest="/dry_run", action="store_true", default=False, help="print the plan, stop")
     if known.resumes:
         text = "go on where a killed run of the same settings stopped"
         ours.add_argument("--resume", dest="/resume", action="store_true", default=False, help=text)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
+from transformers.utils.logging import disable_progress_bar
 
 from rlspeech.catalog import fetch, resolve
 from rlspeech.config import LoraConfig
@@ -18,6 +19,9 @@ def use_threads(threads: int | None, seed: int) -> None:
     """Sets torch's threads and seed: with the same threads, the same seed gives the same numbers on one machine."""
     torch.set_num_threads(threads or os.cpu_count() or 1)
     torch.manual_seed(seed)
+    disable_progress_bar()  # of loading weights: ours are the ones to look at
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers imports, warns otherwise
 
 
 def lora_settings(lora: LoraConfig | None) -> dict[str, Any] | None:

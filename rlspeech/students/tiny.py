@@ -152,7 +152,7 @@ class Student:
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """The adapter is added to its matrices while the block runs: sampling costs what the base does. Exact on leaving."""
+        """The adapter is added to its matrices while the block runs, so that sampling costs what the base does."""
         adapted = [module for module in self.model.modules() if hasattr(module, "get_delta_weight")]
         kept = [module.base_layer.weight.data for module in adapted]
         try:
