@@ -57,12 +57,15 @@ def shortened(small_student, small_teacher, spoken, tmp_path, monkeypatch):
 def test_rlspeech_commands_run(command: str, shortened, spoken, small_student, tmp_path) -> None:
     verb, *rest = shlex.split(command)[1:]
     if verb in ("report", "pipeline"):
-        folder = rest[rest.index("--run-dir") + 1] if "--run-dir" in rest else ""
+        folder = rest[rest.index("--run-dir") + 1] if "--run-dir" in rest else "runs/tiny/quickstart"
         make_run(tmp_path / folder, spoken, small_student)
         assert main([verb, *rest, *(["--resume"] if verb == "pipeline" else [])]) == 0
         return
-    more = [] if "--dry-run" in rest else shortened[verb]
-    assert main([verb, *rest, *more]) == 0
+    if "--dry-run" in rest:
+        assert main([verb, *rest]) == 0
+        return
+    recipe = [f"tiny/{verb}"] if rest and rest[0].startswith("-") else []  # what the student's short name stands for
+    assert main([verb, *recipe, *rest, *shortened[verb]]) == 0
 
 
 def make_run(folder: Path, spoken: Path, student: Path) -> None:

@@ -55,7 +55,7 @@ def test_windows_cut_to_the_sound_give_the_frames_of_padded_windows(tiny: Studen
     inputs = tiny.processor(text=["<sound>"] * 3, audio=[wave.samples for wave in waves])
     padded = tiny.model.model.audio_tower(inputs.input_features, input_features_mask=inputs.input_features_mask)
     for ours, theirs in zip(heard, padded.last_hidden_state, strict=True):
-        assert torch.allclose(ours, theirs[: len(ours)], atol=1e-4)
+        assert torch.allclose(ours, theirs[: len(ours)], atol=1e-3)  # values reach 30
         assert len(ours) > 20
 
 

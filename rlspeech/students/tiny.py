@@ -129,7 +129,6 @@ class Student:
     def prepare(self, stage: str, lora: Mapping[str, Any] | None = None, *, train_encoder: bool = False) -> None:
         """align: projector (and encoder where asked); later stages: projector and LoRA on the language model."""
         self.model.requires_grad_(False)
-        self.model.model.multi_modal_projector.requires_grad_(True)
         if stage == "align":
             if train_encoder:
                 self.model.model.audio_tower.requires_grad_(True)
@@ -139,6 +138,7 @@ class Student:
             self.model.lm_head.requires_grad_(True)
         else:
             self._add_lora(lora)
+        self.model.model.multi_modal_projector.requires_grad_(True)
 
     def _add_lora(self, lora: Mapping[str, Any]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
@@ -148,7 +148,7 @@ class Student:
         settings = LoraConfig(
             r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=targets
         )
-        inject_adapter_in_model(settings, self.model)
+        inject_adapter_in_model(settings, self.model)  # it freezes all but the adapter
 
     @contextmanager
     def merged(self) -> Iterator[None]:
