@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from rlspeech.cache import cache_dir
 from rlspeech.errors import UserError, did_you_mean
 
 Kind = Literal["speech", "text"]
@@ -165,13 +166,6 @@ def missing(resolved: Resolved, why: str) -> str:
         f"{resolved.name}: not in the cache of the hub ({_hub_cache()}) and {why}; run `huggingface-cli download "
         f"{resolved.repo}` where there is a network, or give a folder in place of the name"
     )
-
-
-def cache_dir() -> Path:
-    """`RLSPEECH_CACHE`, else rlspeech in the user's cache."""
-    if given := os.environ.get("RLSPEECH_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlspeech"
 
 
 def offline() -> bool:

@@ -12,6 +12,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Section(BaseModel):
@@ -60,7 +61,7 @@ class SamplingConfig(Section):
     """How the student writes its replies."""
 
     n: Count = Field(1, description="replies to each prompt")
-    temperature: NotNegative = Field(1.0, description="0 is greedy")
+    temperature: Positive = Field(1.0, description="of the distribution that replies are drawn from")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus share")
     max_tokens: Count = Field(64, description="longest reply, in the student's tokens")
 
@@ -91,7 +92,7 @@ class TeacherConfig(Section):
 
 
 class HeldOutConfig(Section):
-    """The divergence on held-out recordings, on replies that the student samples to them."""
+    """Held-out loss; of distill, the divergence from the teacher on replies that the student samples."""
 
     every_steps: Count = Field(10, description="steps between measurements; also before the first and after the last")
     samples: Count = Field(8, description="recordings of each held-out set, the first ones")
@@ -109,11 +110,12 @@ class Stage(Section):
 
     student: str = Field(description="short name (catalog.toml), folder, or hub id of the speech LLM")
     run_dir: Path = Field(description="folder of this run's results; refused where it is in use")
+    held_out: HeldOutConfig = HeldOutConfig()
     after: str | None = Field(
         None,
         description="stage whose checkpoint this one starts from when `student` is a short name; run first if missing",
     )
-    seed: int = Field(0, ge=0, description="seed of every draw")
+    seed: Seed = Field(0, description="seed of every draw")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
     trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
     data: DataConfig
@@ -156,7 +158,6 @@ class DistillConfig(Stage):
     loss_options: dict[str, float] = Field({}, description="fields of the loss, such as beta of jsd")
     sampling: SamplingConfig = SamplingConfig()
     reading: TeacherConfig = TeacherConfig()
-    held_out: HeldOutConfig = HeldOutConfig()
 
 
 class EvaluateConfig(Section):
@@ -165,7 +166,7 @@ class EvaluateConfig(Section):
     student: str = Field(description="short name, folder, or hub id of the speech LLM")
     teacher: str | None = Field(None, description="text teacher; default: no teacher, no cascade, no KL")
     run_dir: Path = Field(description="folder that evaluation.json is written to")
-    seed: int = Field(0, ge=0, description="seed of every draw")
+    seed: Seed = Field(0, description="seed of every draw")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
     trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
     data: TestsConfig
@@ -183,7 +184,7 @@ class SynthConfig(Section):
     synth: str = Field("exchanges", description="file under data_synth/ or a path.py")
     out: Path = Field(description="folder that the manifests and the audio are written to")
     sets: dict[str, Count] = Field(description="manifests to write: name = number of recordings")
-    seed: int = Field(0, ge=0, description="seed of every draw")
+    seed: Seed = Field(0, description="seed of every draw")
     noise_share: Share = Field(0.3, description="share of recordings with white noise added")
     snr_db: tuple[float, float] = Field((15.0, 35.0), description="range of the signal-to-noise ratio")
     max_silence_s: NotNegative = Field(0.3, description="longest silence before and after the speech")
@@ -204,4 +205,4 @@ class PipelineConfig(Section):
     run_dir: Path = Field(description="folder of the whole job: each stage gets a folder in it")
     stages: list[str] = Field(description="recipes, run in this order; a stage folder is named after its verb")
     evaluate: Path | None = Field(None, description="recipe of `evaluate`, run before the first stage and after each")
-    seed: int = Field(0, ge=0, description="seed handed to every stage")
+    seed: Seed = Field(0, description="seed handed to every stage")

@@ -108,6 +108,10 @@ class RolloutEngine(Protocol):
 
 
 class Teacher(Protocol):
+    def messages(self, sample: Sample) -> list[dict[str, str]]:
+        """What is put to the teacher, as a chat."""
+        ...
+
     def score(self, samples: Sequence[Sample], replies: Sequence[Completion]) -> list[Scored]: ...
 
     def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
@@ -132,6 +136,10 @@ class Learner(Protocol):
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Published names and merged values."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """The model, as `Student.save` writes it."""
         ...
 
     def save(self, folder: Path) -> None:

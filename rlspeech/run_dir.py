@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 WHOLE = "whole.json"  # written last into a state: without it the state is not whole
 LOCK = ".lock"
-MAY_CHANGE_ON_RESUME = ("run_dir", "threads", "data.train", "data.tests", "data.synth", "optim.steps", "checkpoints")
+MAY_CHANGE_ON_RESUME = ("run_dir", "threads", "data.tests", "data.synth", "optim.steps", "checkpoints")
 PACKAGES = (
     "rlspeech",
     "torch",
@@ -70,7 +70,7 @@ class RunDir:
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _take_lock(path)
-        except PermissionError as error:
+        except OSError as error:
             raise UserError(f"{path}: {error.strerror}; choose another --run-dir") from error
         run = cls(path, lock)
         try:
@@ -93,8 +93,18 @@ class RunDir:
                 f"{self.path}: holds files but no config.toml, so no run to resume; choose another --run-dir"
             )
         _refuse_other_settings(self.path / "config.toml", config)
+        if not self.finished:
+            self.write_text("config.toml", dump_toml(config))
         self.append("resumed.jsonl", environment(sys.argv))
         self._clean_up()
+
+    def abandon(self) -> None:
+        """Takes back the beginning of a run that recorded nothing: its folder is free again."""
+        own = {"config.toml", "environment.json", "resumed.jsonl"}
+        files = [file for file in self.path.iterdir() if not file.name.startswith(".")]
+        if all(file.name in own for file in files):
+            for file in files:
+                file.unlink()
 
     def close(self) -> None:
         """Gives the lock back."""

@@ -63,7 +63,8 @@ def test_help_of_a_verb_names_every_setting_and_two_examples(verb, capsys):
     out = capsys.readouterr().out
     assert all(f" {flag_name(name)}" in out for name, _ in settings_of(CONFIGS[verb]))
     assert out.count(f"  rlspeech {verb} ") == 2
-    assert ("--dry-run" in out, "--resume" in out) == (VERBS[verb].learns, VERBS[verb].resumes)
+    assert "--dry-run" in out
+    assert ("--resume" in out) == VERBS[verb].resumes
 
 
 def test_there_is_a_verb_for_every_config():

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = ("rlspeech", "reward_models", "data_synth")
 
 BASE = {"errors", "types"}
-BESIDE = {"cache", "config", "plugins", "run_dir", "catalog", "recipe"}
+BESIDE = {"cache", "config", "plugins", "run_dir", "catalog", "recipe", "verbs"}
 PARTS = {"students", "losses", "data", "reward_models", "data_synth"}
 # Layer: the other layers it may import. A layer's own files are judged by SIBLINGS.
 ARROWS = {
@@ -25,6 +25,7 @@ ARROWS = {
     **{name: BASE | (BESIDE - {name}) for name in BESIDE},
     "catalog": BASE | (BESIDE - {"catalog"}) | {"embedded"},  # assembles the tiny pair when it is asked for
     **{name: BASE | {"protocols", "maths", "embedded"} for name in PARTS},
+    "data": BASE | {"protocols", "maths", "embedded", "cache"},  # sound taken out of data sets is kept there
     "reporting": BASE | {"run_dir", "config", "maths", "data"},
     "engines": BASE | BESIDE | PARTS | {"protocols", "maths", "embedded"},
     "stages": BASE | BESIDE | PARTS | {"protocols", "maths", "embedded", "engines", "reporting"},

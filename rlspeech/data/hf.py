@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlspeech.cache import cache_dir
 from rlspeech.data.foreign import as_row
 from rlspeech.errors import UserError
 
@@ -50,15 +51,10 @@ def _file_of(sound: Mapping[str, Any] | None) -> str | None:
         return str(Path(path).absolute()) if path else None
     name = hashlib.sha256(content).hexdigest()[:32]
     suffix = Path(path).suffix if path else SUFFIXES.get(content[:4], ".mp3")
-    file = _cache() / name[:2] / f"{name}{suffix}"
+    file = (cache_dir().absolute() / "audio") / name[:2] / f"{name}{suffix}"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f".{file.name}.{os.getpid()}")
         beside.write_bytes(content)
         os.replace(beside, file)
     return str(file)
-
-
-def _cache() -> Path:
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("RLSPEECH_CACHE") or users / "rlspeech").expanduser().absolute() / "audio"

@@ -51,7 +51,7 @@ def make_batches(
                 rollout=torch.tensor(order)[packed.rollout],
                 sampler_logprobs=_flat(replies),
                 teacher_logprobs=torch.cat([scored[index].logprobs for index in order]) if scored else None,
-                teacher_hidden=torch.cat([_hidden(scored[index]) for index in order]) if scored else None,
+                teacher_hidden=_hidden([scored[index] for index in order]) if scored else None,
                 teacher_head=teacher_head,
             )
         )
@@ -65,7 +65,7 @@ def _flat(replies: Sequence[Completion]) -> torch.Tensor | None:
     return torch.tensor([value for reply in replies for value in reply.logprobs])
 
 
-def _hidden(scored: Scored) -> torch.Tensor:
-    if scored.hidden is None:
-        raise ValueError("the teacher gave no hidden states: full-vocabulary losses cannot use it")
-    return scored.hidden
+def _hidden(scored: Sequence[Scored]) -> torch.Tensor | None:
+    """The teacher's hidden states [N, D]; None of a teacher that gives none: full-vocabulary losses then refuse."""
+    states = [one.hidden for one in scored if one.hidden is not None]
+    return torch.cat(states) if len(states) == len(scored) else None

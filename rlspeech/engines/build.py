@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlspeech.config import DistillConfig, TeacherConfig
+from rlspeech.config import DistillConfig, Stage, TeacherConfig
 from rlspeech.engines.learner_torch import TorchLearner
 from rlspeech.engines.rollout_transformers import TransformersRollouts
 from rlspeech.engines.teacher_transformers import Reading, TransformersTeacher, read_examples, same_tokenizer
@@ -21,17 +21,24 @@ class Engines:
 
 def build(config: DistillConfig, student: Student, teacher_folder: Path) -> Engines:
     """In this process, by transformers. The student has been prepared: what it leaves to learn is learned."""
-    return Engines(
-        TransformersRollouts(student),
-        build_teacher(teacher_folder, config.reading, student),
-        TorchLearner.of(student, config.optim),
-    )
+    teacher = build_teacher(teacher_folder, config.reading, student, trust_remote_code=config.trust_remote_code)
+    return Engines(build_rollouts(student), teacher, build_learner(config, student))
 
 
-def build_teacher(folder: Path, reading: TeacherConfig, student: Student) -> Teacher:
+def build_learner(config: Stage, student: Student) -> Learner:
+    return TorchLearner.of(student, config.optim)
+
+
+def build_rollouts(student: Student, batch: int = 32) -> RolloutEngine:
+    return TransformersRollouts(student, batch)
+
+
+def build_teacher(
+    folder: Path, reading: TeacherConfig, student: Student, *, trust_remote_code: bool = False
+) -> Teacher:
     """Raises UserError where the teacher does not share the student's tokenizer."""
     how = Reading(reading.prompt, reading.prompts, reading.system, read_examples(_found(reading.examples)))
-    teacher = TransformersTeacher.load(folder, how, batch=reading.batch)
+    teacher = TransformersTeacher.load(folder, how, batch=reading.batch, trust_remote_code=trust_remote_code)
     if not same_tokenizer(student.tokenizer, teacher.tokenizer):
         raise UserError(f"teacher {folder}: has another tokenizer than the student; their tokens cannot be compared")
     return teacher

@@ -3,7 +3,8 @@
 B prompts, P tokens of the padded shared part, S tokens of the padded rest, T new tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -45,9 +46,11 @@ def generate(
     sampling: Sampling,
     end_ids: Sequence[int],
     pad_id: int,
+    never: Sequence[int] = (),
 ) -> list[list[Written]]:
     """Replies to the prompts of each group, group by group. The prompts of one group share a beginning.
 
+    Tokens in `never` are not written: a placeholder of audio in a reply would claim audio that is not there.
     `embed(ids [G, P], group indices)` gives the input embeddings of the shared parts (with audio in its place);
     None where token ids alone are read.
     """
@@ -68,6 +71,7 @@ def generate(
         sampling=sampling,
         end_ids=end_ids,
         pad_id=pad_id,
+        never=never,
     )
     replies = iter(written)
     return [[next(replies) for _ in group] for group in groups]
@@ -98,6 +102,7 @@ def _continue(
     sampling: Sampling,
     end_ids: Sequence[int],
     pad_id: int,
+    never: Sequence[int],
 ) -> list[Written]:
     greedy = sampling.temperature == 0
     settings = GenerationConfig(
@@ -108,15 +113,26 @@ def _continue(
         top_k=None if greedy else 0,
         eos_token_id=list(end_ids),
         pad_token_id=pad_id,
+        suppress_tokens=list(never) or None,
         return_dict_in_generate=True,
         output_scores=True,
     )
-    with torch.random.fork_rng(devices=[]):
+    with _own_settings(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(sampling.seed)
         out = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=settings)
     new_BT = out.sequences[:, ids.shape[1] :]
     logprobs_BT = torch.stack([_logprob(score, new_BT[:, step]) for step, score in enumerate(out.scores)], dim=1)
     return [_cut(row, values, set(end_ids)) for row, values in zip(new_BT.tolist(), logprobs_BT.tolist(), strict=True)]
+
+
+@contextmanager
+def _own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """`generate` fills what is None from the checkpoint's generation config, such as penalties: they are kept out."""
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def _logprob(scores_BV: Tensor, chosen_B: Tensor) -> Tensor:

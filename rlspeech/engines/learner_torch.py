@@ -55,6 +55,10 @@ class TorchLearner:
             sums.add(policy, batch, {"loss": loss_N.detach(), **metrics_N})
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.optim.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"step {self.steps_done + 1}: the gradient's norm is {float(norm)}; nothing was learned"
+            )
         share = rate_share(self.steps_done, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
@@ -71,10 +75,13 @@ class TorchLearner:
         for name, value in self.student.merged_state().items():
             yield self.student.published_name(name), value
 
+    def export(self, folder: Path) -> None:
+        self.student.save(folder)
+
     def save(self, folder: Path) -> None:
         """Safetensors and JSON-like numbers only: nothing in the folder can run code when it is read."""
         tensors = {f"parameter.{name}": value.detach() for name, value in learnable(self.student.model).items()}
-        for index, state in enumerate(self.optimizer.state_dict()["state"].values()):
+        for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
         tensors["random"] = torch.get_rng_state()
         tensors["steps_done"] = torch.tensor(self.steps_done)

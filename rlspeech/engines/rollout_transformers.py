@@ -27,7 +27,7 @@ class TransformersRollouts:
         found: dict[int, list[Written]] = {}
         with self.student.merged():
             for number, chunk in enumerate(_chunks(groups, prompts, self.batch, sampling.n)):
-                seeded = replace(sampling, seed=sampling.seed * 1_000_003 + number)
+                seeded = replace(sampling, seed=(sampling.seed * 1_000_003 + number) % 2**63)
                 found |= self._write(chunk, prompts, seeded)
         self.student.model.train(training)
         return [
@@ -54,6 +54,7 @@ class TransformersRollouts:
                 sampling=sampling,
                 end_ids=[self.student.end_token_id],
                 pad_id=self.student.end_token_id,
+                never=[self.student.model.config.audio_token_id],
             )
         n = sampling.n
         return {

@@ -70,9 +70,12 @@ def read_examples(path: Path | None) -> tuple[Example, ...]:
     if not path.is_file():
         raise UserError(f"{path}: no such file of worked examples")
     examples = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            examples.append(Example(**json.loads(line)))
+            example = Example(**json.loads(line))
+            if not all(isinstance(text, str) for text in (example.transcript, example.instruction, example.answer)):
+                raise TypeError("they are text")
+            examples.append(example)
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}:{number}: wants transcript, instruction, answer and kind ({error})") from error
     return tuple(examples)
@@ -86,9 +89,16 @@ class TransformersTeacher:
     batch: int = 32
 
     @classmethod
-    def load(cls, folder: Path, reading: Reading, *, batch: int = 32, dtype: torch.dtype = torch.float32):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
-        return cls(model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder), reading, batch)
+    def load(
+        cls, folder: Path, reading: Reading, *, batch: int = 32, trust_remote_code: bool = False
+    ) -> TransformersTeacher:
+        trust = {"trust_remote_code": trust_remote_code}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **trust)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+        return cls(model.eval().requires_grad_(False), tokenizer, reading, batch)
+
+    def messages(self, sample: Sample) -> list[dict[str, str]]:
+        return self.reading.messages(sample)
 
     def head(self) -> Tensor:
         return self.model.get_output_embeddings().weight
@@ -152,9 +162,7 @@ class TransformersTeacher:
             yield chunk
 
     def _prompt(self, sample: Sample) -> tuple[int, ...]:
-        text = self.tokenizer.apply_chat_template(
-            self.reading.messages(sample), tokenize=False, add_generation_prompt=True
-        )
+        text = self.tokenizer.apply_chat_template(self.messages(sample), tokenize=False, add_generation_prompt=True)
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
 

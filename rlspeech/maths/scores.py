@@ -9,6 +9,7 @@ from rlspeech.maths.edits import word_error_rate
 from rlspeech.maths.text import words
 from rlspeech.types import Sample
 
+LONGEST = 2  # times as many words as the reference, at most, in a right answer
 TRANSCRIBE = "transcribe"  # the kind that is scored by its word error rate; every other kind by its answers
 
 
@@ -46,9 +47,15 @@ def score(samples: Sequence[Sample], replies: Sequence[str]) -> Scores:
 
 
 def is_right(sample: Sample, reply: str) -> bool:
+    """Holds the key words in at most LONGEST times the reference's words; without a key, is like the reference.
+
+    The limit is there because the whole transcript holds every answer.
+    """
+    reference = sample.reference or ""
     if key := sample.tags.get("key"):
-        return holds(key, reply, sample.lang)
-    return right(sample.reference or "", reply, sample.lang)
+        brief = len(words(reply, sample.lang)) <= LONGEST * len(words(reference, sample.lang))
+        return brief and holds(key, reply, sample.lang)
+    return right(reference, reply, sample.lang)
 
 
 def _mean(values: Sequence[bool]) -> float | None:

@@ -2,8 +2,10 @@
 
 import importlib
 import logging
+import tomllib
 from pathlib import Path
 
+from rlspeech.catalog import resolve
 from rlspeech.config import AlignConfig, DistillConfig, SftConfig, Stage
 from rlspeech.errors import UserError
 from rlspeech.recipe import find_recipe, load
@@ -19,15 +21,17 @@ def starting_point(config: Stage) -> str:
     A student given as a folder is taken as it is. Where the stage before has no finished run, its recipe of the same
     family is run on the same data with the same seed; one that was cut off is resumed.
     """
-    if config.after is None or Path(config.student).is_dir():
+    if config.after is None or resolve(config.student).folder is not None:
         return config.student
     if config.after not in BEFORE:
         raise UserError(f"after = {config.after!r}: no such stage; known: {', '.join(BEFORE)}")
     folder = config.run_dir.parent / config.after
+    before = _settings(config, config.after, folder)
     if not (folder / "done.json").is_file():
         log.info("%s: no finished run in %s, so `%s` runs first", config.student, folder, config.after)
-        before = _settings(config, config.after, folder)
         importlib.import_module(f"rlspeech.stages.{config.after}").run(before, resume=True)
+    else:
+        _refuse_another(folder, before)
     return str(folder / "checkpoint")
 
 
@@ -35,5 +39,18 @@ def _settings(config: Stage, stage: str, folder: Path) -> Stage:
     given = {"student": config.student, "run_dir": str(folder)}
     before = load(BEFORE[stage], find_recipe(f"{config.student}/{stage}"), given)
     shared = {"train": config.data.train, "tests": config.data.tests, "synth": config.data.synth}
-    data = before.data.model_copy(update=shared)
-    return before.model_copy(update={"data": data, "seed": config.seed, "threads": config.threads})
+    own = {"seed": config.seed, "threads": config.threads, "trust_remote_code": config.trust_remote_code}
+    return before.model_copy(update={"data": before.data.model_copy(update=shared), **own})
+
+
+def _refuse_another(folder: Path, before: Stage) -> None:
+    """A finished run of another seed or other data is no start for this one: it would be taken in silence."""
+    made = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    wanted = {"seed": before.seed, "student": before.student, "data.train": str(before.data.train)}
+    found = {"seed": made.get("seed"), "student": made.get("student"), "data.train": made.get("data", {}).get("train")}
+    for key, value in wanted.items():
+        if found[key] != value:
+            raise UserError(
+                f"{folder}: made with {key} = {found[key]!r}, this run wants {value!r}; "
+                f"name its checkpoint as --student, or choose another --run-dir"
+            )

@@ -7,59 +7,65 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlspeech.catalog import fetch, resolve
 from rlspeech.config import DistillConfig
 from rlspeech.data.mixing import batch_of_step
 from rlspeech.engines.batches import make_batches
 from rlspeech.engines.build import Engines, build
+from rlspeech.errors import UserError
 from rlspeech.plugins import load_class
 from rlspeech.protocols import Learned, Loss, Sampling
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.chain import starting_point
-from rlspeech.stages.hearing import Heard, flat, hear, read_samples, recordings_of
+from rlspeech.stages.hearing import Data, Heard, flat, hear, read_data
 from rlspeech.stages.held_out import HeldOut
-from rlspeech.stages.models import load_student, lora_settings, use_threads
+from rlspeech.stages.models import load_student, lora_settings, teacher_folder, use_threads
 from rlspeech.stages.plan import check_can_run
 from rlspeech.stages.rollout_records import record, rollout_metrics
 from rlspeech.stages.training import Prepared, finish, learn, open_run
-from rlspeech.types import Sample
 
 
 def run(config: DistillConfig, *, resume: bool = False) -> None:
     """Raises UserError before any model loads where the settings, the data or this machine will not do."""
     check_can_run(config)
-    loss = load_class("losses", config.loss, "Loss", config.loss_options)
-    needs = ("audio", "transcript")
-    kinds = config.reading.kinds or config.data.kinds
-    samples = read_samples(config.data.train, config.data, needs, kinds=kinds)
-    tests = {name: read_samples(path, config.data, needs, kinds=kinds) for name, path in config.data.tests.items()}
-    start = starting_point(config)
+    loss = _loss(config)
+    data = read_data(config, ("audio", "transcript"), kinds=_kinds(config))
     with open_run(config, resume=resume) as folder:
         if not folder.finished:
-            _distill(config, folder, loss, samples, tests, start)
+            _distill(config, folder, loss, data, starting_point(config))
 
 
-def _distill(
-    config: DistillConfig,
-    folder: RunDir,
-    loss: Loss,
-    samples: Sequence[Sample],
-    tests: Mapping[str, Sequence[Sample]],
-    start: str,
-) -> None:
+def _distill(config: DistillConfig, folder: RunDir, loss: Loss, data: Data, start: str) -> None:
     use_threads(config.threads, config.seed)
     student = load_student(start, trust_remote_code=config.trust_remote_code)
     student.prepare("distill", lora_settings(config.lora))
-    engines = build(config, student, fetch(resolve(config.teacher, kind="text")))
+    engines = build(config, student, teacher_folder(config.teacher, trust_remote_code=config.trust_remote_code))
     held_out = HeldOut(
-        {name: hear(student, recordings_of(found, config.held_out.samples)) for name, found in tests.items()},
+        {name: hear(student, found) for name, found in data.tests.items()},
         max_tokens=config.sampling.max_tokens,
         micro_batch=config.optim.micro_batch,
     )
-    job = Distillation(config, folder, hear(student, samples), engines, held_out)
+    job = Distillation(config, folder, hear(student, data.train), engines, held_out)
     temperature = config.sampling.temperature
     metrics = learn(folder, config, engines.learner, loss, job.prepare, name="distill", temperature=temperature)
-    finish(folder, config, student, metrics, stage="distill")
+    finish(folder, config, engines.learner, metrics, stage="distill", start=start)
+
+
+def _loss(config: DistillConfig) -> Loss:
+    """Raises UserError where the loss cannot act with the other settings."""
+    if config.loss == "cross_entropy":
+        raise UserError("loss = 'cross_entropy': learns from references and leaves the teacher out; it belongs to sft")
+    if config.loss == "k1" and (config.sampling.temperature, config.sampling.top_p) != (1, 1):
+        raise UserError("loss = 'k1': compares the log-probs of samples, so sampling wants temperature 1 and top_p 1")
+    return load_class("losses", config.loss, "Loss", config.loss_options)
+
+
+def _kinds(config: DistillConfig) -> list[str]:
+    """Kinds of instruction that are learned from and that the teacher is asked."""
+    learned, asked = config.data.kinds, config.reading.kinds
+    both = [kind for kind in learned if kind in asked] if learned and asked else learned or asked
+    if not both and (learned or asked):
+        raise UserError(f"data.kinds ({', '.join(learned)}) and reading.kinds ({', '.join(asked)}) have none in common")
+    return both
 
 
 @dataclass
@@ -74,10 +80,9 @@ class Distillation:
 
     def prepare(self, step: int) -> Prepared:
         config, engines = self.config, self.engines
+        if step == 0:
+            self.run.append("metrics.jsonl", {"step": 0, **self.held_out.measure(engines, version=0)})
         engines.rollouts.load_weights(engines.learner.weights(), version=step)
-        before = self.held_out.measure(engines) if step == 0 else {}
-        if before:
-            self.run.append("metrics.jsonl", {"step": 0, **before})
         chosen = batch_of_step(step, size=len(self.heard), batch=config.optim.batch, seed=config.seed)
         samples, prompts = flat([self.heard[index] for index in chosen])
         sampling = Sampling(**config.sampling.model_dump(), seed=config.seed * 1_000_003 + step)
@@ -97,7 +102,7 @@ class Distillation:
         def look(learned: Learned) -> Mapping[str, float]:
             record(self.run, step + 1, rollouts, learned, engines.learner.student)
             due = (step + 1) % config.held_out.every_steps == 0 or step + 1 == config.optim.steps
-            return self.held_out.measure(engines) if due else {}
+            return self.held_out.measure(engines, version=step + 1) if due else {}
 
         metrics = rollout_metrics(rollouts, sample_s=sampled_s - started_s, score_s=scored_s - sampled_s)
         return Prepared(batches, metrics, look)

@@ -8,19 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlspeech.catalog import fetch, resolve
+from rlspeech.catalog import resolve
 from rlspeech.config import EvaluateConfig
 from rlspeech.data.manifest import relative
-from rlspeech.engines.build import build_teacher
+from rlspeech.data.rows import Need
+from rlspeech.engines.build import build_rollouts, build_teacher
 from rlspeech.engines.measure import measure
-from rlspeech.engines.rollout_transformers import TransformersRollouts
 from rlspeech.errors import UserError
 from rlspeech.maths.scores import TRANSCRIBE, score
 from rlspeech.protocols import Sampling, Student, Teacher
 from rlspeech.run_dir import RunDir
-from rlspeech.stages.hearing import flat, hear, read_samples, recordings_of
+from rlspeech.stages.hearing import Recording, flat, hear, listen, read_samples, recordings_of
 from rlspeech.stages.held_out import divergence
-from rlspeech.stages.models import load_student, use_threads
+from rlspeech.stages.models import load_student, teacher_folder, use_threads
 from rlspeech.stages.progress import progress
 from rlspeech.stages.rollout_records import row
 from rlspeech.types import Rollout, Sample
@@ -32,21 +32,26 @@ def run(config: EvaluateConfig) -> None:
     """Writes evaluation.json into the run folder: scores of each held-out set, and every sample with its replies."""
     if not config.data.tests:
         raise UserError("data.tests is empty: name at least one held-out set, such as --data.tests.voice voice.jsonl")
-    needs = ("audio", "transcript") if config.teacher else ("audio",)
+    resolve(config.student, kind="speech")
+    if config.teacher:
+        resolve(config.teacher, kind="text")
+    needs: tuple[Need, ...] = ("audio", "transcript") if config.teacher else ("audio",)
     tests = {
-        name: recordings_of(read_samples(path, config.data, needs), config.evaluation.samples)
+        name: listen(recordings_of(read_samples(path, config.data, needs), config.evaluation.samples))
         for name, path in config.data.tests.items()
     }
-    resolve(config.student, kind="speech")
-    teacher_model = resolve(config.teacher, kind="text") if config.teacher else None
     folder = RunDir.open(config.run_dir, config, resume=False)
     try:
         use_threads(config.threads, config.seed)
-        student = load_student(config.student, trust_remote_code=config.trust_remote_code)
-        teacher = build_teacher(fetch(teacher_model), config.reading, student) if teacher_model else None
-        evaluation = Evaluation(config, folder, student, teacher)
-        folder.write_json("evaluation.json", evaluation.of(tests))
+        trust = {"trust_remote_code": config.trust_remote_code}
+        student = load_student(config.student, **trust)
+        model = teacher_folder(config.teacher, **trust) if config.teacher else None
+        teacher = build_teacher(model, config.reading, student, **trust) if model else None
+        folder.write_json("evaluation.json", Evaluation(config, folder, student, teacher).of(tests))
         folder.finish({"stage": "evaluate"})
+    except UserError:
+        folder.abandon()
+        raise
     finally:
         folder.close()
 
@@ -58,13 +63,13 @@ class Evaluation:
     student: Student
     teacher: Teacher | None
 
-    def of(self, tests: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+    def of(self, tests: Mapping[str, Sequence[Recording]]) -> dict[str, Any]:
         key = self._teacher_key(tests)
         known = _known_replies(self.config.reuse, key)
         sets, rows = {}, []
         with progress("evaluate", len(tests)) as tick:
-            for done, (name, samples) in enumerate(tests.items(), 1):
-                sets[name], found = self._set(name, samples, known)
+            for done, (name, recordings) in enumerate(tests.items(), 1):
+                sets[name], found = self._set(name, recordings, known)
                 rows += found
                 tick(done)
         return {
@@ -76,16 +81,18 @@ class Evaluation:
             "samples": rows,
         }
 
-    def _set(self, name: str, samples: Sequence[Sample], known: Mapping[str, str]) -> tuple[dict, list[dict]]:
+    def _set(
+        self, name: str, recordings: Sequence[Recording], known: Mapping[tuple[str, str], str]
+    ) -> tuple[dict, list[dict]]:
         """Scores of student, teacher and cascade, and a row for each sample."""
-        rollouts = self._rollouts(samples)
+        rollouts = self._rollouts(recordings)
         samples = [rollout.sample for rollout in rollouts]
         replies = [rollout.completion.text for rollout in rollouts]
         scores: dict[str, Any] = {"student": asdict(score(samples, replies))}
         columns: dict[str, list[str | None]] = {}
         kl_of: Mapping[int, Sequence[float]] = {}
         if self.teacher is not None:
-            read = [known.get(sample.id) for sample in samples]
+            read = [known.get((name, sample.id)) for sample in samples]
             if None in read:
                 read = self.teacher.reply(samples, max_tokens=self.config.evaluation.max_tokens)
             scores["teacher"] = asdict(score(samples, read))
@@ -105,10 +112,10 @@ class Evaluation:
             rows.append({**own, **place, **audio, **{key: values[index] for key, values in columns.items()}})
         return scores, rows
 
-    def _rollouts(self, samples: Sequence[Sample]) -> list[Rollout]:
-        engine = TransformersRollouts(self.student, self.config.evaluation.batch)
+    def _rollouts(self, recordings: Sequence[Recording]) -> list[Rollout]:
+        engine = build_rollouts(self.student, self.config.evaluation.batch)
         sampling = Sampling(max_tokens=self.config.evaluation.max_tokens, seed=self.config.seed)
-        return engine.generate(*flat(hear(self.student, samples)), sampling)
+        return engine.generate(*flat(hear(self.student, recordings)), sampling)
 
     def _divergence(self, teacher: Teacher, rollouts: Sequence[Rollout]) -> dict[int, Sequence[float]]:
         """KL(student || teacher) of each token, by the index of the rollout, of the kinds that the teacher is asked."""
@@ -123,42 +130,44 @@ class Evaluation:
     def _cascade(self, teacher: Teacher, samples: Sequence[Sample], replies: Sequence[str]) -> list[str | None]:
         """The teacher's replies to the student's own transcripts; the transcript itself for `transcribe`.
 
-        None where the student gave no transcript of the audio: it was not asked, or wrote nothing.
+        None where the student was not asked for a transcript. An empty one is answered by nothing.
         """
-        transcripts = {
-            sample.audio: reply
-            for sample, reply in zip(samples, replies, strict=True)
-            if sample.tags.get("kind") == TRANSCRIBE and reply
-        }
-        asked = [
-            index
-            for index, sample in enumerate(samples)
-            if sample.audio in transcripts and sample.tags.get("kind") != TRANSCRIBE
-        ]
-        heard = [replace(samples[index], transcript=transcripts[samples[index].audio]) for index in asked]
-        found = [transcripts.get(s.audio) if s.tags.get("kind") == TRANSCRIBE else None for s in samples]
+        kinds = [sample.tags.get("kind") for sample in samples]
+        transcripts = {s.audio: r for s, r, kind in zip(samples, replies, kinds, strict=True) if kind == TRANSCRIBE}
+        found: list[str | None] = [transcripts.get(sample.audio) for sample in samples]
+        asked = [index for index, kind in enumerate(kinds) if kind != TRANSCRIBE and found[index]]
+        heard = [replace(samples[index], transcript=found[index]) for index in asked]
         written = teacher.reply(heard, max_tokens=self.config.evaluation.max_tokens)
         for index, reply in zip(asked, written, strict=True):
             found[index] = reply
         return found
 
-    def _teacher_key(self, tests: Mapping[str, Sequence[Sample]]) -> str:
-        """Changes with anything that the teacher's replies depend on."""
-        config = self.config
-        asked = [(s.id, s.transcript, s.instruction) for samples in tests.values() for s in samples]
-        settings = (config.teacher, config.reading.model_dump(mode="json"), config.evaluation.max_tokens)
+    def _teacher_key(self, tests: Mapping[str, Sequence[Recording]]) -> str | None:
+        """Changes with anything that the teacher's replies depend on, the weights of a folder apart."""
+        if self.teacher is None:
+            return None
+        asked = [
+            (name, sample.id, self.teacher.messages(sample))
+            for name, recordings in tests.items()
+            for recording in recordings
+            for sample in recording.samples
+        ]
+        settings = (self.config.teacher, self.config.evaluation.max_tokens)
         return hashlib.sha256(json.dumps([settings, asked]).encode()).hexdigest()
 
 
-def _known_replies(folder: Path | None, key: str) -> dict[str, str]:
-    """The teacher's replies of an earlier evaluation, where nothing that they depend on has changed."""
+def _known_replies(folder: Path | None, key: str | None) -> dict[tuple[str, str], str]:
+    """The teacher's replies of an earlier evaluation by set and id, where nothing that they depend on has changed."""
     file = folder / "evaluation.json" if folder else None
-    if file is None or not file.is_file():
+    if key is None or file is None or not file.is_file():
         return {}
-    earlier = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error}); leave out --reuse") from error
     if earlier.get("teacher_key") != key:
         return {}
-    return {found["id"]: found["teacher_reply"] for found in earlier["samples"] if found.get("teacher_reply")}
+    return {(row["set"], row["id"]): row["teacher_reply"] for row in earlier["samples"] if row.get("teacher_reply")}
 
 
 def _mean(values: Sequence[float]) -> float | None:

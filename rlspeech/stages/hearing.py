@@ -1,20 +1,36 @@
 """Samples of the manifests, and prompts of them: the audio is read once for all instructions about it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from rlspeech.config import SynthConfig, TestsConfig
+from rlspeech.config import Stage, SynthConfig, TestsConfig
 from rlspeech.data import audio, manifest
 from rlspeech.data.rows import Need
 from rlspeech.errors import UserError
 from rlspeech.protocols import Student
 from rlspeech.recipe import find_recipe, load
-from rlspeech.types import Prompt, Sample
+from rlspeech.types import Prompt, Sample, Waveform
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An audio with all samples about it."""
+
+    samples: tuple[Sample, ...]
+    wave: Waveform
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a stage learns from, and its held-out sets by name."""
+
+    train: Sequence[Recording]
+    tests: Mapping[str, Sequence[Recording]]
 
 
 @dataclass(frozen=True)
@@ -25,34 +41,53 @@ class Heard:
     prompts: tuple[Prompt, ...]
 
 
-def read_samples(path: Path, data: TestsConfig, needs: Sequence[Need], *, kinds: Sequence[str] = ()) -> list[Sample]:
-    """Samples of a manifest, made first where it is missing and `data.synth` says how; what is skipped is listed."""
-    if not path.exists() and data.synth is not None:
-        from rlspeech.stages import synth
+def read_data(config: Stage, needs: Sequence[Need], *, kinds: Sequence[str] = ()) -> Data:
+    """All sound that a stage learns from, and of each held-out set what it is measured on."""
+    kinds = kinds or config.data.kinds
+    train = listen(read_samples(config.data.train, config.data, needs, kinds=kinds))
+    tests = {name: read_samples(path, config.data, needs, kinds=kinds) for name, path in config.data.tests.items()}
+    count = config.held_out.samples
+    return Data(train, {name: listen(recordings_of(samples, count)) for name, samples in tests.items()})
 
-        synth.run(load(SynthConfig, find_recipe(data.synth), {"out": str(path.parent)}))
+
+def read_samples(path: Path, data: TestsConfig, needs: Sequence[Need], *, kinds: Sequence[str] = ()) -> list[Sample]:
+    """Samples of a manifest, made first where it is missing and `data.synth` makes it; what is skipped is listed."""
+    if not path.exists() and data.synth is not None:
+        _make(path, data.synth)
     loaded = manifest.read(path, needs=needs, skip_bad=data.skip_bad)
     for line in loaded.skipped:
         log.warning("skipped %s", line)
     if loaded.skipped:
         log.warning("%s: %d bad rows skipped, listed above", path, len(loaded.skipped))
-    samples = [sample for sample in loaded.samples if not kinds or sample.tags.get("kind") in kinds]
-    if not samples:
-        known = sorted({sample.tags.get("kind", "") for sample in loaded.samples})
-        raise UserError(f"{path}: no instruction of kind {', '.join(kinds)}; it has {', '.join(known)}")
-    return samples
+    known = {sample.tags.get("kind", "") for sample in loaded.samples}
+    if kinds and not known & set(kinds):
+        raise UserError(f"{path}: no instruction of kind {', '.join(kinds)}; it has {', '.join(sorted(known))}")
+    return [sample for sample in loaded.samples if not kinds or sample.tags.get("kind") in kinds]
 
 
-def hear(student: Student, samples: Sequence[Sample]) -> list[Heard]:
-    """Recordings in the order of the samples; consecutive samples of one audio are one recording."""
-    heard = []
+def _make(path: Path, recipe: Path) -> None:
+    """Only a manifest that the recipe writes: a mistyped path makes nothing."""
+    settings = load(SynthConfig, find_recipe(recipe), {})
+    if path.resolve() in {(settings.out / f"{name}.jsonl").resolve() for name in settings.sets}:
+        from rlspeech.stages import synth
+
+        synth.run(settings)
+
+
+def listen(samples: Sequence[Sample]) -> list[Recording]:
+    """Consecutive samples of one audio with its sound. Raises UserError where a file cannot be read as sound."""
+    recordings = []
     for place, group in groupby(samples, key=lambda sample: sample.audio):
         together = tuple(group)
         if place is None:
             raise UserError(f"{together[0].id}: no audio")
-        wave = audio.read(place)
-        heard.append(Heard(together, tuple(student.render(sample, wave) for sample in together)))
-    return heard
+        recordings.append(Recording(together, audio.read(place)))
+    return recordings
+
+
+def hear(student: Student, recordings: Sequence[Recording]) -> list[Heard]:
+    """The prompts of recordings, in their order."""
+    return [Heard(r.samples, tuple(student.render(sample, r.wave) for sample in r.samples)) for r in recordings]
 
 
 def recordings_of(samples: Sequence[Sample], count: int) -> list[Sample]:

@@ -22,8 +22,9 @@ class HeldOut:
     max_tokens: int
     micro_batch: int
 
-    def measure(self, engines: Engines) -> dict[str, float]:
+    def measure(self, engines: Engines, *, version: int) -> dict[str, float]:
         """KL(student || teacher) per token in nats, full vocabulary, temperature 1, for each set."""
+        engines.rollouts.load_weights(engines.learner.weights(), version=version)
         return {f"kl/{name}_nats": self._kl_nats(engines, recordings) for name, recordings in self.sets.items()}
 
     def _kl_nats(self, engines: Engines, recordings: Sequence[Heard]) -> float:

@@ -17,7 +17,7 @@ from rlspeech.protocols import Student
 
 def use_threads(threads: int | None, seed: int) -> None:
     """Sets torch's threads and seed: with the same threads, the same seed gives the same numbers on one machine."""
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(seed)
     disable_progress_bar()  # of loading weights: ours are the ones to look at
     if not torch.cuda.is_available():
@@ -33,18 +33,20 @@ def load_student(name: str, *, trust_remote_code: bool = False) -> Student:
     if resolved.family is None:
         raise UserError(f"{name}: no student family reads this architecture; families are files in rlspeech/students/")
     family = find_class("students", resolved.family, "Student")
-    folder = fetch(resolved)
-    if not trust_remote_code:
-        _refuse_remote_code(folder)
-    return family.load(folder)
+    return family.load(_trusted(fetch(resolved), trust_remote_code))
 
 
-def _refuse_remote_code(folder: Path) -> None:
-    if any(folder.glob("*.py")):
+def teacher_folder(name: str, *, trust_remote_code: bool = False) -> Path:
+    return _trusted(fetch(resolve(name, kind="text")), trust_remote_code)
+
+
+def _trusted(folder: Path, trust_remote_code: bool) -> Path:
+    if not trust_remote_code and any(folder.glob("*.py")):
         raise UserError(f"{folder}: comes with Python code; read it, then allow it by --trust-remote-code")
+    return folder
 
 
-def card(config: BaseModel, metrics: dict[str, Any], *, stage: str) -> str:
+def card(config: BaseModel, metrics: dict[str, Any], *, stage: str, start: str) -> str:
     """README of a checkpoint folder, in the form of a Hugging Face model card."""
     numbers = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items() if isinstance(value, float))
     settings = config.model_dump(mode="json")
@@ -56,7 +58,7 @@ tags: [rlspeech, speech, {stage}]
 
 A speech LLM trained by rlspeech. It loads in transformers by the class named in `config.json` (`architectures`),
 with `AutoProcessor`. `adapter/`, where there is one, is the LoRA adapter of this stage alone; the weights have it
-merged. Base: `{settings.get("student")}`. Teacher: `{settings.get("teacher", "none")}`. Seed: {settings.get("seed")}.
+merged. It began with `{start}`. Teacher: `{settings.get("teacher", "none")}`. Seed: {settings.get("seed")}.
 
 Last numbers of the run:
 

@@ -11,6 +11,7 @@ from rlspeech.config import EvaluateConfig, PipelineConfig, ReportConfig, Stage,
 from rlspeech.errors import UserError
 from rlspeech.recipe import CONFIGS, find_recipe, load, stage_of
 from rlspeech.run_dir import RunDir
+from rlspeech.stages.plan import check_can_run
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,17 @@ def read_parts(config: PipelineConfig) -> tuple[list[Part], list[SynthConfig]]:
             continue
         if verb not in ("align", "sft", "distill"):
             raise UserError(f"{recipe}: stage {verb!r} cannot be part of a pipeline; align, sft, distill and synth can")
-        part = Part(verb, load(CONFIGS[verb], recipe, {}))
-        start = {"student": str(parts[-1].checkpoint)} if parts else {}
-        update = {"run_dir": config.run_dir / verb, "seed": config.seed, "after": None, **start}
-        parts.append(Part(verb, part.config.model_copy(update=update)))
+        if verb in [part.verb for part in parts]:
+            raise UserError(f"{recipe}: a second stage {verb!r}; a pipeline has one of each")
+        settings = load(CONFIGS[verb], recipe, {})
+        check_can_run(settings)
+        start = {"student": str(parts[-1].checkpoint), "after": None} if parts else {}
+        update = {"run_dir": config.run_dir / verb, "seed": config.seed, **start}
+        parts.append(Part(verb, settings.model_copy(update=update)))
     if not parts:
         raise UserError("stages: names no stage that learns")
+    if config.evaluate is not None:
+        load(EvaluateConfig, find_recipe(config.evaluate), {})
     return parts, made
 
 

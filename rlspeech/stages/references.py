@@ -1,23 +1,48 @@
 """Steps that learn from given answers: the references of a batch of recordings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rlspeech.config import Stage
 from rlspeech.data.mixing import batch_of_step
 from rlspeech.engines.batches import make_batches, reference_rollouts
-from rlspeech.protocols import Student
+from rlspeech.losses.cross_entropy import Loss
+from rlspeech.protocols import Learned, Learner
 from rlspeech.stages.hearing import Heard, flat
 from rlspeech.stages.training import Prepared
+from rlspeech.types import TokenBatch
 
 
-def reference_steps(config: Stage, student: Student, heard: Sequence[Heard]) -> Callable[[int], Prepared]:
-    """A function of the step to its micro-batches: every instruction about the audios that the step draws."""
+@dataclass(frozen=True)
+class References:
+    """`prepare(step)` gives the micro-batches of a step: every instruction about the audios that it draws."""
 
-    def prepare(step: int) -> Prepared:
-        chosen = batch_of_step(step, size=len(heard), batch=config.optim.batch, seed=config.seed)
-        rollouts = reference_rollouts(student, *flat([heard[index] for index in chosen]))
-        batches = make_batches(student, rollouts, micro_batch=config.optim.micro_batch)
-        epochs = (step + 1) * config.optim.batch / len(heard)
-        return Prepared(batches, {"data/replies": float(len(rollouts)), "data/epochs": epochs})
+    config: Stage
+    learner: Learner
+    heard: Sequence[Heard]
+    held_out: Mapping[str, Sequence[Heard]]  # by the name of the set
 
-    return prepare
+    def prepare(self, step: int) -> Prepared:
+        optim = self.config.optim
+        chosen = batch_of_step(step, size=len(self.heard), batch=optim.batch, seed=self.config.seed)
+        rows = [self.heard[index] for index in chosen]
+        replies = sum(len(row.samples) for row in rows)
+        metrics = {"data/replies": float(replies), "data/epochs": (step + 1) * optim.batch / len(self.heard)}
+
+        def look(learned: Learned) -> Mapping[str, float]:
+            due = (step + 1) % self.config.held_out.every_steps == 0 or step + 1 == optim.steps
+            return self._held_out_loss() if due else {}
+
+        return Prepared(self._batches(rows), metrics, look)
+
+    def _held_out_loss(self) -> dict[str, float]:
+        """Cross-entropy of the held-out references, per token in nats."""
+        return {
+            f"held_out/{name}_nats": self.learner.evaluate(self._batches(rows), Loss()).metrics["train/loss"]
+            for name, rows in self.held_out.items()
+        }
+
+    def _batches(self, rows: Sequence[Heard]) -> list[TokenBatch]:
+        student = self.learner.student
+        rollouts = reference_rollouts(student, *flat(rows))
+        return make_batches(student, rollouts, micro_batch=self.config.optim.micro_batch)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlspeech.config import Stage
-from rlspeech.protocols import Learned, Learner, Loss, Student
+from rlspeech.errors import UserError
+from rlspeech.protocols import Learned, Learner, Loss
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.models import card
 from rlspeech.stages.progress import progress
@@ -28,12 +29,15 @@ class Prepared:
 
 @contextmanager
 def open_run(config: Stage, *, resume: bool) -> Iterator[RunDir]:
-    """The run's folder, held until the block ends."""
+    """The run's folder, held until the block ends. A mistake found before the first step leaves no used folder."""
     run = RunDir.open(config.run_dir, config, resume=resume)
     try:
         if run.finished:
             log.info("%s: finished before; nothing to do", run.path)
         yield run
+    except UserError:
+        run.abandon()
+        raise
     finally:
         run.close()
 
@@ -46,7 +50,7 @@ def resume_step(run: RunDir, learner: Learner) -> int:
         learner.restore(latest[1])
         log.info("%s: resumed after step %d", run.path, step)
     for name in ("metrics.jsonl", "rollouts.jsonl"):
-        run.truncate(name, step)
+        run.truncate(name, step if latest else -1)
     return step
 
 
@@ -80,12 +84,12 @@ def learn(
     return metrics
 
 
-def finish(run: RunDir, config: Stage, student: Student, metrics: Mapping[str, Any], *, stage: str) -> None:
-    """Writes the checkpoint folder and marks the run as done."""
+def finish(run: RunDir, config: Stage, learner: Learner, metrics: Mapping[str, Any], *, stage: str, start: str) -> None:
+    """Writes the checkpoint folder and marks the run as done. `start` is what the stage began with."""
     with run.new_checkpoint() as folder:
-        student.save(folder)
-        (folder / "README.md").write_text(card(config, dict(metrics), stage=stage))
-    run.finish({"stage": stage, "metrics": dict(metrics)})
+        learner.export(folder)
+        (folder / "README.md").write_text(card(config, dict(metrics), stage=stage, start=start))
+    run.finish({"stage": stage, "start": start, "metrics": dict(metrics)})
     log.info("%s: done, checkpoint in %s", stage, run.checkpoint)
 
 

@@ -62,6 +62,9 @@ class Student:
 
     def render(self, sample: Sample, audio: Waveform) -> Prompt:
         """The audio, then the instruction, as a user's turn; ids as the processor gives them, placeholders expanded."""
+        for token in self.tokenizer.all_special_tokens:
+            if token in sample.instruction:
+                raise UserError(f"{sample.id}: the instruction holds {token}, which stands for something else")
         frames = _frames_out(len(audio.samples))
         if frames < 1:
             raise UserError(f"{sample.id}: {audio.duration_s:.3f} s of audio is too short to hear; 0.04 s is the least")

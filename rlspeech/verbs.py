@@ -1,0 +1,82 @@
+"""The verbs of the command, and what its help says of them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """`learns`: --dry-run tells memory and what is missing. `resumes`: goes on with --resume."""
+
+    summary: str
+    about: str
+    examples: tuple[str, ...]
+    learns: bool = False
+    resumes: bool = False
+
+
+VERBS = {
+    "synth": Verb(
+        "render spoken exchanges to audio and manifests",
+        "Writes a synthesiser's samples (a file under data_synth/, or your own) as 16 kHz audio and one JSONL manifest "
+        "a set, spoken in process by eSpeak NG with many voices, rates and pitches, some of it in noise. A set whose "
+        "manifest is there already is left as it is.",
+        ("rlspeech synth tiny/synth", "rlspeech synth tiny/synth --seed 1 --out data/other"),
+    ),
+    "align": Verb(
+        "stage 0: the projector learns to place speech where the language model can read it",
+        "The audio encoder and the language model are frozen; the projector between them learns, first from the "
+        "language model's own token embeddings at each audio frame (where the data has word timings), then from the "
+        "language model's loss on the transcript. Ends in a checkpoint folder that transformers loads.",
+        ("rlspeech align --student tiny", "rlspeech align tiny/align --optim.lr 1e-3 --run-dir runs/try"),
+        learns=True,
+        resumes=True,
+    ),
+    "sft": Verb(
+        "stage 1: the projector and an adapter learn to answer instructions about audio",
+        "The audio encoder stays frozen, so that it keeps its robustness; projector and LoRA adapter learn from "
+        "(audio, instruction) -> answer, with loss on the tokens of the answer only.",
+        ("rlspeech sft --student tiny", "rlspeech sft tiny/sft --lora.rank 32 --optim.steps 200"),
+        learns=True,
+        resumes=True,
+    ),
+    "distill": Verb(
+        "stage 2: on-policy distillation from a text teacher that reads the transcript",
+        "The main job. The student hears the audio and samples a reply; the teacher, which has the transcript, says "
+        "at every token of that reply how it would have gone on; the student moves towards it. Losses: reverse_kl, "
+        "forward_kl, jsd (over the whole vocabulary), k1 (sampled tokens only).",
+        (
+            "rlspeech distill --teacher tiny-llm --student tiny",
+            "rlspeech distill --teacher llama-70b --student phi4mm --dry-run",
+        ),
+        learns=True,
+        resumes=True,
+    ),
+    "evaluate": Verb(
+        "held-out numbers of a student, its text teacher, and the cascade of the two",
+        "Word error rate, exact and fuzzy accuracy of answers, repetition, and KL to the teacher on held-out sets; the "
+        "same scores of the teacher reading the true transcript, and reading the student's own, so that the share of "
+        "the gap that was closed is a number. Writes evaluation.json.",
+        (
+            "rlspeech evaluate tiny/evaluate --student runs/tiny/distill/checkpoint",
+            "rlspeech evaluate --student tiny --teacher none --evaluation.samples 8",
+        ),
+    ),
+    "report": Verb(
+        "one self-contained HTML file about a run, or a folder of runs",
+        "Curves of every stage, a table of held-out numbers before and after, and a dozen samples with their audio, "
+        "the replies before and after, and the KL of each token as colour. No recipe is needed.",
+        ("rlspeech report --run-dir runs/tiny", "rlspeech report --run-dir runs/tiny --out tiny.html --samples 20"),
+    ),
+    "pipeline": Verb(
+        "stages run in order as one job that can be resumed",
+        "Runs the recipes it lists, each from the checkpoint of the one before, with evaluations between them. What "
+        "is finished is not run again: a killed job goes on with --resume.",
+        ("rlspeech pipeline tiny/quickstart", "rlspeech pipeline tiny/quickstart --resume"),
+        resumes=True,
+    ),
+}
+TOOLS = {
+    "doctor": "what is installed, which devices there are, and what each stage could do here",
+    "plan": "models, data, memory of a learning verb, and what is missing here: `rlspeech plan VERB [RECIPE]`",
+}
+EVERYTHING = [*VERBS, *TOOLS]
