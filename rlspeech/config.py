@@ -152,6 +152,7 @@ class DistillConfig(Stage):
 
     teacher: str = Field(description="short name, folder, or hub id of the text teacher")
     lora: LoraConfig | None = LoraConfig()
+    train_projector: bool = Field(True, description="the projector learns too")
     loss: str = Field(
         "reverse_kl", description="file under rlspeech/losses/ or a path.py: reverse_kl, forward_kl, jsd, k1"
     )

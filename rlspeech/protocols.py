@@ -74,7 +74,14 @@ class Student(Protocol):
         """Encoder frames [..., H] as the language model reads them [..., D]."""
         ...
 
-    def prepare(self, stage: str, lora: Mapping[str, Any] | None = None, *, train_encoder: bool = False) -> None:
+    def prepare(
+        self,
+        stage: str,
+        lora: Mapping[str, Any] | None = None,
+        *,
+        train_encoder: bool = False,
+        train_projector: bool = True,
+    ) -> None:
         """Freeze and unfreeze parameters, and add adapters, as the stage wants."""
         ...
 

@@ -90,6 +90,8 @@ def test_bad_input_is_one_line_and_status_2(fault, tmp_path, capsys, small_stude
     assert len(said.splitlines()) == 1
     assert said.startswith("rlspeech: error: ")
     assert "Traceback" not in said
+    if fault != "run folder in use":
+        assert not [file for file in tmp_path.glob("run/*") if not file.name.startswith(".")]
 
 
 @pytest.mark.parametrize(("channels", "rate_hz"), [(2, 16_000), (1, 8_000), (2, 44_100)])

@@ -253,3 +253,40 @@ def test_frames_are_placed_on_the_embeddings_of_what_is_heard(student: Student) 
     place_frames(student, [sample], [prompt], settings, seed=0, on_step=lambda _, m: seen.append(m["frame_accuracy"]))
     assert seen[0] < 0.7
     assert sum(seen[-5:]) / 5 > 0.9
+
+
+def test_tokens_that_are_never_to_be_written_are_not(student: Student) -> None:
+    ids = tuple(student.tokenizer("Some text").input_ids)
+    never = [token for token in range(49_153) if token != 7]
+    (group,) = generate(
+        student.model, [[ids]], embed=None, sampling=Sampling(3, 1.0), end_ids=[2], pad_id=2, never=never
+    )
+    assert group[0].token_ids == (7, 7, 7)
+
+
+def test_a_checkpoints_own_penalties_are_kept_out_of_sampling_and_kept_in_the_checkpoint(student: Student) -> None:
+    samples, prompts = asked(student, audios=1)
+    engine = TransformersRollouts(student)
+    plain = engine.generate(samples, prompts, Sampling(6))
+    student.model.generation_config.repetition_penalty = 50.0
+    assert engine.generate(samples, prompts, Sampling(6)) == plain
+    assert student.model.generation_config.repetition_penalty == 50.0
+
+
+def test_the_largest_seed_is_taken(student: Student) -> None:
+    samples, prompts = asked(student, audios=1)
+    assert TransformersRollouts(student).generate(samples, prompts, Sampling(1, 1.0, seed=2**31 * 1_000_003))
+
+
+def test_an_instruction_with_a_placeholder_in_it_is_refused(student: Student) -> None:
+    with pytest.raises(UserError, match="a: the instruction holds <sound>"):
+        student.render(Sample("a", "What is <sound>?"), Waveform(np.zeros(16_000, np.float32), 16_000))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_moves_nothing(student: Student) -> None:
+    student.prepare("sft", LORA)
+    learner = TorchLearner.of(student, OptimConfig(steps=5))
+    before = {name: value.clone() for name, value in learnable(student.model).items()}
+    with pytest.raises(FloatingPointError, match="step 1"):
+        learner.step(batches_of(student, 3), CrossEntropy(), temperature=float("nan"))
+    assert all(torch.equal(value, before[name]) for name, value in learnable(student.model).items())

@@ -82,6 +82,32 @@ def test_every_estimator_is_one_setting(small_student, small_teacher, flags, tmp
     assert row["kl/train_k1_nats" if loss == "k1" else "kl/train_nats"] > 0
 
 
+def test_a_projector_that_is_not_to_learn_stays(small_student, small_teacher, flags, tmp_path) -> None:
+    assert distill(small_student, small_teacher, tmp_path / "d", flags, "--train-projector=false") == 0
+    before, after = (load_file(f / "model.safetensors") for f in (small_student, tmp_path / "d/checkpoint"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("language_model.model.layers") for name in changed)
+
+
+def test_settings_that_cannot_act_together_are_refused(small_student, small_teacher, flags, tmp_path, capsys) -> None:
+    for more, expected in (
+        (["--loss=k1", "--sampling.temperature=0.7"], "wants temperature 1 and top_p 1"),
+        (["--loss=cross_entropy"], "leaves the teacher out"),
+        (["--data.kinds=not_said"], "have none in common"),
+        (["--sampling.temperature=0"], "sampling.temperature"),
+    ):
+        assert distill(small_student, small_teacher, tmp_path / "d", flags, *more) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_a_mistyped_manifest_makes_no_data(small_student, spoken, tmp_path, capsys) -> None:
+    flags = [f"--data.train={tmp_path}/trian.jsonl", "--data.tests", "{}", "--quiet"]
+    assert run("sft", "tiny/sft", small_student, tmp_path / "s", *flags) == 2
+    assert "trian.jsonl" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_distilling_brings_the_student_towards_the_teacher(small_student, small_teacher, flags, tmp_path) -> None:
     more = ("--optim.steps=12", "--optim.lr=2e-2", "--optim.projector-lr=2e-2", "--optim.warmup-steps=0")
     assert distill(small_student, small_teacher, tmp_path / "d", flags, *more) == 0
@@ -89,10 +115,11 @@ def test_distilling_brings_the_student_towards_the_teacher(small_student, small_
     assert rows[-1]["kl/test_text_nats"] < 0.5 * rows[0]["kl/test_text_nats"]
 
 
-def test_a_run_cut_off_after_a_checkpoint_ends_as_an_uncut_one(
-    small_student, small_teacher, flags, tmp_path, monkeypatch
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_run_that_was_cut_off_ends_as_an_uncut_one(
+    small_student, small_teacher, flags, tmp_path, monkeypatch, after: int
 ) -> None:
-    """The cut: an interrupt in step 3 of 4, after the state of step 2 was written and step 3's rollouts were not."""
+    """The cut: an interrupt in step 2 or 3 of 4, before or after the state of step 2 was written."""
     from rlspeech.engines.learner_torch import TorchLearner
 
     steps = ("--optim.steps=4", "--checkpoints.every-steps=2")
@@ -100,7 +127,7 @@ def test_a_run_cut_off_after_a_checkpoint_ends_as_an_uncut_one(
     step = TorchLearner.step
 
     def cut(self, *args, **kwargs):
-        if self.steps_done == 2:
+        if self.steps_done == after:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 

@@ -37,7 +37,7 @@ def run(config: DistillConfig, *, resume: bool = False) -> None:
 def _distill(config: DistillConfig, folder: RunDir, loss: Loss, data: Data, start: str) -> None:
     use_threads(config.threads, config.seed)
     student = load_student(start, trust_remote_code=config.trust_remote_code)
-    student.prepare("distill", lora_settings(config.lora))
+    student.prepare("distill", lora_settings(config.lora), train_projector=config.train_projector)
     engines = build(config, student, teacher_folder(config.teacher, trust_remote_code=config.trust_remote_code))
     held_out = HeldOut(
         {name: hear(student, found) for name, found in data.tests.items()},

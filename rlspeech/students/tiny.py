@@ -129,7 +129,14 @@ class Student:
         mel = extractor(padded, sampling_rate=extractor.sampling_rate, padding=False, return_tensors="pt")
         return mel.input_features[0], sound
 
-    def prepare(self, stage: str, lora: Mapping[str, Any] | None = None, *, train_encoder: bool = False) -> None:
+    def prepare(
+        self,
+        stage: str,
+        lora: Mapping[str, Any] | None = None,
+        *,
+        train_encoder: bool = False,
+        train_projector: bool = True,
+    ) -> None:
         """align: projector (and encoder where asked); later stages: projector and LoRA on the language model."""
         self.model.requires_grad_(False)
         if stage == "align":
@@ -141,7 +148,7 @@ class Student:
             self.model.lm_head.requires_grad_(True)
         else:
             self._add_lora(lora)
-        self.model.model.multi_modal_projector.requires_grad_(True)
+        self.model.model.multi_modal_projector.requires_grad_(train_projector)
 
     def _add_lora(self, lora: Mapping[str, Any]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
