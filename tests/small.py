@@ -51,6 +51,8 @@ def write_teacher(folder: Path, teacher_folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
     torch.manual_seed(1)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **TEXT, **ENDS)).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)  # a random head is nearly indifferent: this one has opinions to learn
     model.generation_config = GenerationConfig(**ENDS)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

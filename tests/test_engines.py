@@ -189,8 +189,8 @@ def test_a_step_moves_the_projector_and_the_adapter_and_nothing_frozen(student: 
 
 
 def test_learning_lowers_the_loss_and_what_is_learned_reaches_the_sampler(student: Student) -> None:
-    student.prepare("sft", LORA)
-    learner = TorchLearner.of(student, OptimConfig(steps=30, lr=3e-2, warmup_steps=0))
+    student.prepare("sft", None)  # all of the language model: a random head cannot be learned around
+    learner = TorchLearner.of(student, OptimConfig(steps=30, lr=1e-2, warmup_steps=0))
     losses = [learner.step(batches_of(student, 3), CrossEntropy()).metrics["train/loss"] for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
     rollouts = TransformersRollouts(student).generate(*asked(student), Sampling(8))

@@ -69,7 +69,7 @@ def test_resume_with_other_settings_names_the_first_that_differs(run):
 
 
 def test_steps_data_and_threads_may_change_on_resume(run):
-    other = config(optim__steps="9", data__train="b.jsonl", threads="1", run_dir="y", data__tests__a="c.jsonl")
+    other = config(optim__steps="9", threads="1", run_dir="y", data__tests__a="c.jsonl")
     again = reopened(run, other)
     assert len(again.records("resumed.jsonl")) == 1
     again.close()
