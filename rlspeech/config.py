@@ -6,7 +6,7 @@ A recipe is a TOML file with the same names. Reading recipes and flags is recipe
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -89,6 +89,13 @@ class TeacherConfig(Section):
     examples: Path | None = Field(None, description="JSONL of worked examples shown first, to a kind or to all")
     kinds: list[str] = Field([], description="kinds of instruction that the teacher is asked; empty: all")
     batch: Count = Field(32, description="replies scored in one forward pass")
+
+    @field_validator("prompt")
+    @classmethod
+    def _shows_the_transcript(cls, prompt: str) -> str:
+        if "{transcript}" not in prompt or "{instruction}" not in prompt:
+            raise ValueError("must hold {transcript} and {instruction}")
+        return prompt
 
 
 class HeldOutConfig(Section):
@@ -206,4 +213,4 @@ class PipelineConfig(Section):
     run_dir: Path = Field(description="folder of the whole job: each stage gets a folder in it")
     stages: list[str] = Field(description="recipes, run in this order; a stage folder is named after its verb")
     evaluate: Path | None = Field(None, description="recipe of `evaluate`, run before the first stage and after each")
-    seed: Seed = Field(0, description="seed handed to every stage")
+    seed: Seed = Field(0, description="seed handed to every stage that learns")

@@ -345,7 +345,7 @@ def _what(error: Any) -> str:
             return f"must have at least {limits['min_length']} items"
         case kind if (base := kind.partition("_")[0]) in KINDS and kind.endswith(("_type", "_parsing", "_from_float")):
             return f"must be {KINDS[base]}"
-    return re.sub(r"^(Input|Value) should ", "must ", error["msg"]).rstrip(".")
+    return re.sub(r"^(Input|Value) should ", "must ", error["msg"].removeprefix("Value error, ")).rstrip(".")
 
 
 def _shown(value: Any) -> str:
