@@ -46,12 +46,6 @@ def test_equal_prompts_share_all_but_their_last_token():
     assert packed.at.tolist() == [2, 3]
 
 
-def test_the_prefix_stops_at_its_limit():
-    packed = pack([[([1, 2, 3], [4]), ([1, 2, 3], [5])]], pad_id=PAD, shared_prefix_limit=1)
-    assert packed.input_ids.tolist() == [[1, 2, 3, 2, 3]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 1, 2]]
-
-
 def test_an_empty_reply_has_no_targets_and_still_counts_as_a_rollout():
     packed = pack([[([1, 2], []), ([1, 2], [3])]], pad_id=PAD)
     assert packed.rollout.tolist() == [1]

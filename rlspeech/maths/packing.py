@@ -34,14 +34,14 @@ class Packed:
     rollout: Tensor  # [N] running index of the member over all groups
 
 
-def pack(groups: Sequence[Sequence[Member]], *, pad_id: int, shared_prefix_limit: int | None = None) -> Packed:
+def pack(groups: Sequence[Sequence[Member]], *, pad_id: int) -> Packed:
     """Each group becomes a row, padded on the right.
 
-    The prefix is common to all prompts of the group, leaves at least one token of each to its branch, and is at most
-    `shared_prefix_limit` long. The last token of a reply is a target only: nothing is predicted from it, so it is left
-    out of the input. An empty reply has no targets and no branch. Raises ValueError where a prompt is empty.
+    The prefix is common to all prompts of the group and leaves at least one token of each to its branch. The last
+    token of a reply is a target only: nothing is predicted from it, so it is left out of the input. An empty reply
+    has no targets and no branch. Raises ValueError where a prompt is empty.
     """
-    rows = [_row(group, shared_prefix_limit) for group in groups]
+    rows = [_row(group) for group in groups]
     width = max((len(row.input_ids) for row in rows), default=0)
     at, targets, rollout, members = [], [], [], 0
     for index, (row, group) in enumerate(zip(rows, groups, strict=True)):
@@ -79,16 +79,14 @@ def attention_mask(branch_BT: Tensor) -> Tensor:
     return (seen_BTT | itself_TT)[:, None]
 
 
-def split(
-    groups: Sequence[Sequence[Member]], max_rows: int, *, shared_prefix_limit: int | None = None
-) -> list[list[int]]:
+def split(groups: Sequence[Sequence[Member]], max_rows: int) -> list[list[int]]:
     """Micro-batches of at most `max_rows` groups of like length, as indices into `groups`; longest first.
 
     Every group is in exactly one. Longest first, so that a lack of memory shows at the first forward pass.
     """
     if max_rows < 1:
         raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-    lengths = [len(_row(group, shared_prefix_limit).input_ids) for group in groups]
+    lengths = [len(_row(group).input_ids) for group in groups]
     order = sorted(range(len(groups)), key=lambda index: (-lengths[index], index))
     return [order[start : start + max_rows] for start in range(0, len(order), max_rows)]
 
@@ -111,8 +109,8 @@ class _Row:
     member: list[int]
 
 
-def _row(group: Sequence[Member], limit: int | None) -> _Row:
-    prefix = _common_prefix([prompt for prompt, _ in group], limit)
+def _row(group: Sequence[Member]) -> _Row:
+    prefix = _common_prefix([prompt for prompt, _ in group])
     row = _Row(list(prefix), list(range(len(prefix))), [SHARED] * len(prefix), [], [], [])
     for index, (prompt, reply) in enumerate(group):
         if not len(reply):
@@ -128,13 +126,12 @@ def _row(group: Sequence[Member], limit: int | None) -> _Row:
     return row
 
 
-def _common_prefix(prompts: Sequence[Ids], limit: int | None) -> list[int]:
+def _common_prefix(prompts: Sequence[Ids]) -> list[int]:
     if any(not len(prompt) for prompt in prompts):
         raise ValueError("a prompt is empty: there is no position to predict the first token of the reply from")
     if not prompts:
         return []
     longest = min(len(prompt) for prompt in prompts) - 1
-    longest = longest if limit is None else min(longest, limit)
     first, *others = prompts
     for length in range(longest):
         if any(other[length] != first[length] for other in others):
