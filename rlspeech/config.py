@@ -89,6 +89,15 @@ class TeacherConfig(Section):
     examples: Path | None = Field(None, description="JSONL of worked examples shown first, to a kind or to all")
     kinds: list[str] = Field([], description="kinds of instruction that the teacher is asked; empty: all")
     batch: Count = Field(32, description="replies scored in one forward pass")
+    top_k: Annotated[int, Field(ge=1, le=1000)] = Field(
+        64, description="most probable tokens that a served teacher tells at each token of a reply"
+    )
+    timeout_s: Positive = Field(120.0, description="of one request to a teacher by URL")
+    retries: int = Field(4, ge=0, description="further tries of a request that a teacher by URL did not answer")
+    requests: Count = Field(16, description="requests to a teacher by URL under way at once")
+    api_key_env: str = Field(
+        "RLSPEECH_TEACHER_KEY", description="environment variable with the key of a teacher by URL; unset: no key"
+    )
 
     @field_validator("prompt")
     @classmethod
@@ -96,6 +105,92 @@ class TeacherConfig(Section):
         if "{transcript}" not in prompt or "{instruction}" not in prompt:
             raise ValueError("must hold {transcript} and {instruction}")
         return prompt
+
+
+class TeacherRoute(Section):
+    """One of several teachers, for the rows that name it in their column `teacher`."""
+
+    model: str = Field(description="short name, folder, hub id, or URL of a vLLM server")
+    weight: NotNegative = Field(1.0, description="of its word in the loss")
+    reading: TeacherConfig | None = Field(None, description="how it is asked; default: as the main teacher is")
+
+
+class ImportanceConfig(Section):
+    """Correction for the gap between the sampler's probabilities and the learner's: truncated importance ratios."""
+
+    level: Literal["token", "sequence", "off"] = Field("token", description="what a ratio is taken of")
+    mode: Literal["truncate", "mask"] = Field(
+        "truncate", description="a ratio above the cap counts as the cap, or its tokens are left out"
+    )
+    cap: Annotated[float, Field(ge=1)] = Field(2.0, description="largest ratio")
+
+
+class EnginesConfig(Section):
+    """What each role runs on."""
+
+    rollouts: Literal["transformers", "vllm"] = Field("transformers", description="what the student writes with")
+    teacher: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what the teacher scores with; a URL as `teacher` asks that server"
+    )
+    learner: Literal["torch", "deepspeed"] = Field("torch", description="what the student learns with")
+
+
+class VllmConfig(Section):
+    """vLLM engines of this run, in process or in Ray actors."""
+
+    max_model_len: Count = Field(4096, description="longest prompt and reply together, in tokens")
+    max_num_seqs: Count = Field(64, description="sequences decoded at once by one engine")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="share of a GPU that an engine may fill"
+    )
+    kv_cache_gib: Positive = Field(1.0, description="memory of the KV cache of an engine on a CPU")
+    enforce_eager: bool = Field(False, description="no CUDA graphs; a CPU has none")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of weights and activations; auto: float32 on a CPU, the checkpoint's own on a GPU"
+    )
+
+
+class DeepspeedConfig(Section):
+    """DeepSpeed learners."""
+
+    zero: Literal[0, 1, 2, 3] = Field(2, description="ZeRO stage")
+    offload_optimizer: bool = Field(False, description="optimizer states live in the host's memory (ZeRO 1 to 3)")
+    offload_parameters: bool = Field(False, description="parameters live in the host's memory (ZeRO 3)")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="of the learner; default: bfloat16 on a GPU, float32 on a CPU"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="activations are computed again in the backward pass: less memory, a third more time"
+    )
+
+
+class ClusterConfig(Section):
+    """The roles as Ray actors. Without this table everything runs in one process."""
+
+    address: str | None = Field(
+        None, description="of a running Ray cluster, or auto; default: one is started here and stopped at the end"
+    )
+    rollout_workers: Count = Field(1, description="vLLM engines that the student writes with")
+    rollout_tensor_parallel: Count = Field(1, description="GPUs of one rollout engine")
+    teachers: Count = Field(1, description="vLLM engines of each teacher; a teacher by URL needs none")
+    teacher_tensor_parallel: Count = Field(1, description="GPUs of one teacher engine")
+    learners: Count = Field(1, description="DeepSpeed ranks")
+    colocated: bool = Field(False, description="rollout engines share the learners' GPUs and sleep while they learn")
+    gpus: int | None = Field(None, ge=0, description="GPUs to plan for; default: those that are found")
+    gpu_gib: Positive | None = Field(None, description="memory of each GPU to plan for; default: as found")
+    sync_bucket_mib: Count = Field(512, description="weights sent to the samplers at a time")
+    sync: Literal["merged", "adapter"] = Field(
+        "merged",
+        description="what the samplers are sent: the adapted matrices, or the LoRA factors alone, which vLLM applies "
+        "itself (less to send, slower to decode with)",
+    )
+    heartbeat_s: Positive = Field(5.0, description="between looks at whether an actor is alive and gets on")
+    hang_s: Positive = Field(600.0, description="an actor that has not got on for so long is taken for dead")
+    start_s: Positive = Field(1800.0, description="longest start of an engine")
+    max_restarts: int = Field(3, ge=0, description="restarts of a role's actors in one run, before it is given up")
+    object_store_mib: Count = Field(512, description="Ray's shared memory, of a cluster started here")
+    dashboard: bool = Field(False, description="Ray's dashboard, of a cluster started here")
+    host: str = Field("127.0.0.1", description="address that Ray and the dashboard listen on, of a cluster started here")
 
 
 class HeldOutConfig(Section):
@@ -157,13 +252,24 @@ class SftConfig(Stage):
 class DistillConfig(Stage):
     """Stage 2. The student hears audio and replies; a text teacher that reads the transcript scores every token."""
 
-    teacher: str = Field(description="short name, folder, or hub id of the text teacher")
+    teacher: str = Field(description="short name, folder, or hub id of the text teacher, or the URL of its vLLM server")
     lora: LoraConfig | None = LoraConfig()
     train_projector: bool = Field(True, description="the projector learns too")
     loss: str = Field(
         "reverse_kl", description="file under rlspeech/losses/ or a path.py: reverse_kl, forward_kl, jsd, k1"
     )
-    loss_options: dict[str, float] = Field({}, description="fields of the loss, such as beta of jsd")
+    loss_options: dict[str, float | str] = Field({}, description="fields of the loss, such as beta of jsd")
+    teachers: dict[str, TeacherRoute] = Field(
+        {}, description="further teachers, by the name that rows have in their column `teacher`"
+    )
+    importance: ImportanceConfig = ImportanceConfig()
+    max_policy_lag: int = Field(
+        0, ge=0, description="steps that sampling may run ahead of learning on a cluster; 0: strictly on-policy"
+    )
+    engines: EnginesConfig = EnginesConfig()
+    vllm: VllmConfig = VllmConfig()
+    deepspeed: DeepspeedConfig = DeepspeedConfig()
+    cluster: ClusterConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
     reading: TeacherConfig = TeacherConfig()
 

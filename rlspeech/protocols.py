@@ -35,12 +35,18 @@ class Learned:
 class Student(Protocol):
     """A family of speech LLMs: how to load, prompt, run and save it. One file under rlspeech/students/ each.
 
-    The file holds a class `Student` with the class method `load(folder, *, dtype) -> Student`.
+    The file holds a class `Student` with the class method `load(folder, *, dtype, weights=True) -> Student`. Without
+    weights its model is on the meta device: it renders prompts and names parameters, and holds no memory.
     """
 
     model: Any  # a transformers model with `generate`
     frame_s: float  # seconds of audio behind one placeholder
     end_token_id: int
+
+    @property
+    def placeholder_id(self) -> int:
+        """The token that stands for one audio embedding: never written in a reply."""
+        ...
 
     @property
     def tokenizer(self) -> Any: ...
@@ -54,8 +60,12 @@ class Student(Protocol):
         """The output projection [V, D]."""
         ...
 
-    def render(self, sample: Sample, audio: Waveform) -> Prompt:
+    def render(self, sample: Sample, audio: Waveform | None) -> Prompt:
         """The sample as the family's chat format has it. Raises UserError where the audio cannot be heard."""
+        ...
+
+    def vllm_input(self, prompt: Prompt) -> dict[str, Any]:
+        """The prompt as vLLM takes it: it expands the placeholder of each audio itself."""
         ...
 
     def collate(self, prompts: Sequence[Prompt]) -> Any:
@@ -95,12 +105,11 @@ class Student(Protocol):
         """The name a parameter has in a saved checkpoint, which is also vLLM's."""
         ...
 
-    def merged_state(self) -> dict[str, Tensor]:
-        """All parameters under the model's own names, adapters added to the matrices they adapt."""
-        ...
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Merged weights under published names, processor and adapter, into an existing folder.
 
-    def save(self, folder: Path) -> None:
-        """Merged weights, processor and adapter, into an existing folder: transformers and vLLM load it."""
+        transformers and vLLM load it.
+        """
         ...
 
 
@@ -109,8 +118,8 @@ class RolloutEngine(Protocol):
         """sampling.n replies to each prompt, a prompt's replies together, in the order of the prompts."""
         ...
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """The learner's weights under published names; later completions carry the version."""
+    def load_weights(self, learner: "Learner", version: int) -> None:
+        """Takes over the learner's weights; later completions carry the version."""
         ...
 
 
@@ -125,8 +134,8 @@ class Teacher(Protocol):
         """Greedy replies to the instructions, from the transcripts."""
         ...
 
-    def head(self) -> Tensor:
-        """The output projection [V, D], for full-vocabulary losses."""
+    def head(self) -> Tensor | None:
+        """The output projection [V, D], for full-vocabulary losses; None of a teacher that gives its top tokens."""
         ...
 
 
@@ -141,8 +150,10 @@ class Learner(Protocol):
         """The same means without learning."""
         ...
 
+    ranks: int  # batches come in rounds: batch i belongs to rank i % ranks
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Published names and merged values."""
+        """Published names and merged values of what learns: the rest is as it was loaded."""
         ...
 
     def export(self, folder: Path) -> None:

@@ -60,6 +60,7 @@ class Sample:
     biasing_words: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
     words: tuple[Word, ...] = ()
+    teacher: str = ""  # which of several teachers scores it; empty: the default one
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Prompt:
     """A sample as its student reads it. `token_ids` hold one placeholder for every audio embedding."""
 
     token_ids: tuple[int, ...]
-    features: Any = None  # opaque to all but the student file
+    features: Any = None  # opaque to all but the student file; None where there is no audio
     audio_key: str = ""  # prompts with equal keys hear the same audio
 
 
@@ -99,9 +100,10 @@ class Scored:
 
     spans: tuple[tuple[int, int], ...]
     logprobs: Tensor  # [T] log p of the tokens as written
-    topk_ids: Tensor | None = None  # [T, K]
-    topk_logprobs: Tensor | None = None  # [T, K]
+    topk_ids: Tensor | None = None  # [T, K] the teacher's most probable tokens
+    topk_logprobs: Tensor | None = None  # [T, K]; -inf marks an absent entry
     hidden: Tensor | None = None  # [T, D] with Teacher.head() gives the full vocabulary, a chunk at a time
+    weight: float = 1.0  # of this teacher's word in the loss
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class TokenBatch:
     teacher_logprobs: Tensor | None = None  # [N]
     teacher_hidden: Tensor | None = None  # [N, D of the teacher]
     teacher_head: Tensor | None = None  # [V, D of the teacher]
+    teacher_topk_ids: Tensor | None = None  # [N, K]
+    teacher_topk_logprobs: Tensor | None = None  # [N, K]; -inf marks an absent entry
     advantages: Tensor | None = None  # [N]
 
 

@@ -42,6 +42,7 @@ class Instruction(Part):
     instruction: str
     answer: str | None = None
     key: str | None = None  # words that any right answer holds
+    teacher: str | None = None  # overrides that of the row
 
 
 class Row(Part):
@@ -58,6 +59,7 @@ class Row(Part):
     lang: str = "en"
     tags: dict[str, str] = {}
     biasing_words: list[str] = []
+    teacher: str | None = None  # which of several teachers scores replies about it
     instructions: list[Instruction] = []
     kind: str | None = None
     instruction: str | None = None
@@ -108,6 +110,7 @@ def samples_of(row: Row, folder: Path, needs: Collection[Need]) -> list[Sample]:
                 biasing_words=tuple(row.biasing_words),
                 turns=tuple(Turn(**turn.model_dump()) for turn in row.speakers),
                 words=tuple(Word(**word.model_dump()) for word in row.words),
+                teacher=task.teacher or row.teacher or "",
             )
         )
     return samples
@@ -138,6 +141,7 @@ def rows_of(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
                     "instruction": task.instruction,
                     "answer": task.reference,
                     **({"key": task.tags["key"]} if "key" in task.tags else {}),
+                    **({"teacher": task.teacher} if task.teacher else {}),
                 }
                 for task in tasks
             ],
