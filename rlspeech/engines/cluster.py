@@ -1,0 +1,240 @@
+"""Ray as the engines use it: a cluster of this run's own on loopback, or one by address; its actors; who still lives.
+
+An actor is a `Worker`. It is built light and does its heavy work in methods that are called with `Actor.call`, all of
+them one after the other in one thread; `pulse` answers beside them, so that a busy actor can be told from a dead one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlspeech.config import ClusterConfig
+from rlspeech.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LOCAL_HOST = "127.0.0.1"
+PULSE = "pulse"  # the concurrency group that answers while the actor works
+
+
+class Lost(RuntimeError):
+    """An actor died, or has not got on for too long."""
+
+    def __init__(self, actor: Actor, why: str) -> None:
+        super().__init__(f"{actor.name}: {why}")
+        self.actor = actor
+
+
+@dataclass(frozen=True)
+class Pulse:
+    progress: int  # grows with every piece of work that is done
+    pid: int
+    host: str
+
+
+class Worker:
+    """Base of every actor: it tells how far it has got."""
+
+    progress = 0
+
+    def pulse(self) -> Pulse:
+        return Pulse(self.progress, os.getpid(), socket.gethostname())
+
+
+@dataclass(eq=False)
+class Actor:
+    name: str  # for people: "rollout 0"
+    handle: Any
+    pulse: Pulse | None = None
+    moved_s: float = field(default_factory=time.monotonic)  # when it was last seen to get on
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """An object reference of the method's result."""
+        return getattr(self.handle, method).remote(*args, **kwargs)
+
+
+@dataclass
+class Cluster:
+    """`start` it, then `close` it: nothing of this run is left behind."""
+
+    settings: ClusterConfig
+    started: bool  # by us: then it is stopped at the end
+    gpus: int
+    threads: int
+    bundles: Any = None  # placement group of the GPUs
+    actors: list[Actor] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, settings: ClusterConfig, *, threads: int) -> Cluster:
+        """`threads`: CPU threads of one actor. Raises UserError where no cluster answers at the address."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        if settings.address is None:
+            _start_here(settings, quiet)
+        import ray
+
+        if settings.address is not None:
+            try:
+                ray.init(address=settings.address, **quiet)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise UserError(f"cluster.address = {settings.address!r}: no Ray cluster answers ({reason})") from error
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        return cls(settings, settings.address is None, gpus, threads)
+
+    def place(self, bundles: Sequence[int]) -> None:
+        """Reserves groups of GPUs, each group on one machine; without GPUs there is nothing to reserve.
+
+        Raises UserError where the cluster has not got them free.
+        """
+        if not self.gpus:
+            return
+        from ray.util.placement_group import placement_group
+
+        wanted = sum(bundles)
+        if wanted > self.gpus:
+            raise UserError(f"cluster: {wanted} GPUs wanted, {self.gpus} there: {wanted - self.gpus} too many")
+        self.bundles = placement_group([{"GPU": count, "CPU": 1} for count in bundles], strategy="PACK")
+        if not self.bundles.wait(timeout_seconds=60):
+            raise UserError(f"cluster: {wanted} GPUs are there and are not free; another run holds them")
+
+    def actor(
+        self, kind: type[Worker], *args: Any, name: str, gpus: float = 0, bundle: int = 0, env: Mapping[str, str] = {}
+    ) -> Actor:
+        """A new actor. With GPUs it sits in the `bundle` that `place` has reserved."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0}
+        if self.bundles is not None:
+            strategy = PlacementGroupSchedulingStrategy(self.bundles, placement_group_bundle_index=bundle)
+            options |= {"num_gpus": gpus, "scheduling_strategy": strategy}
+        options["runtime_env"] = {"env_vars": self._environment() | dict(env)}
+        handle = _remote(kind).options(**options).remote(*args)
+        actor = Actor(name, handle)
+        self.actors.append(actor)
+        return actor
+
+    def _environment(self) -> dict[str, str]:
+        """Programs of our environment (ninja, which DeepSpeed calls by name) are found; the threads are as here."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return {"PATH": path, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+
+    def first(self, calls: Mapping[Any, Actor], *, patience_s: float | None = None) -> tuple[Any, Any]:
+        """The first call that ends, as (reference, result). Raises Lost of an actor, and what a call raised itself.
+
+        An actor of a call is given up when its progress has stood still for `patience_s` (default: `hang_s`).
+        """
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        patience_s = patience_s or self.settings.hang_s
+        started_s = time.monotonic()
+        for actor in calls.values():
+            actor.moved_s = max(actor.moved_s, started_s)
+        while True:
+            ready, _ = ray.wait(list(calls), num_returns=1, timeout=self.settings.heartbeat_s)
+            if ready:
+                try:
+                    return ready[0], ray.get(ready[0])
+                except RayActorError as error:
+                    raise Lost(calls[ready[0]], "died") from error
+                except RayTaskError as error:
+                    raise error.cause from error
+            for actor in set(calls.values()):
+                self._look_at(actor, patience_s)
+
+    def all(self, calls: Mapping[Any, Actor], *, patience_s: float | None = None) -> list[Any]:
+        """The results of all calls in their order. Raises as `first` does, as soon as one of them is lost."""
+        left, results = dict(calls), {}
+        for actor in calls.values():
+            actor.moved_s = time.monotonic()
+        while left:
+            reference, result = self.first(left, patience_s=patience_s)
+            results[reference] = result
+            del left[reference]
+        return [results[reference] for reference in calls]
+
+    def _look_at(self, actor: Actor, patience_s: float) -> None:
+        """Raises Lost where the actor is dead, or stands still for too long."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError
+
+        try:
+            pulse = ray.get(actor.handle.pulse.remote(), timeout=self.settings.heartbeat_s)
+        except RayActorError as error:
+            raise Lost(actor, "died") from error
+        except GetTimeoutError:
+            pulse = None
+        if pulse is not None and (actor.pulse is None or pulse.progress != actor.pulse.progress):
+            actor.pulse, actor.moved_s = pulse, time.monotonic()
+        elif time.monotonic() - actor.moved_s > patience_s:
+            raise Lost(actor, f"has not got on for {patience_s:.0f} s")
+
+    def kill(self, actor: Actor) -> None:
+        """Ends an actor, a stopped one too."""
+        import ray
+
+        with suppress(ValueError):
+            self.actors.remove(actor)
+        with suppress(Exception):  # it is dead, or its node is
+            ray.kill(actor.handle)
+        if actor.pulse is not None and actor.pulse.host == socket.gethostname():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(actor.pulse.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Ends our actors; of a cluster that was started here, all its processes."""
+        import ray
+
+        if not ray.is_initialized():
+            return
+        for actor in list(self.actors):
+            self.kill(actor)
+        if self.bundles is not None:
+            ray.util.remove_placement_group(self.bundles)
+            self.bundles = None
+        ray.shutdown()
+
+
+def _start_here(settings: ClusterConfig, quiet: Mapping[str, Any]) -> None:
+    """A cluster on this machine; on loopback every port of it is bound there."""
+    if settings.host == LOCAL_HOST:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for: this node's address is loopback
+    import ray
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = settings.host != LOCAL_HOST  # read from the switch when Ray was first imported
+    ray.init(
+        address="local",
+        num_cpus=max(2, os.cpu_count() or 1),
+        include_dashboard=settings.dashboard,
+        dashboard_host=settings.host,
+        object_store_memory=settings.object_store_mib * 2**20,
+        _node_ip_address=settings.host,
+        **quiet,
+    )
+
+
+def _remote(kind: type[Worker]) -> Any:
+    """The worker's class as Ray's, its pulse in a thread of its own: Ray's mark goes on a method of the class."""
+    import ray
+
+    class Marked(kind):  # type: ignore[misc, valid-type]
+        @ray.method(concurrency_group=PULSE)
+        def pulse(self) -> Pulse:
+            return super().pulse()
+
+    Marked.__name__ = Marked.__qualname__ = kind.__name__
+    return ray.remote(num_cpus=0, concurrency_groups={PULSE: 1})(Marked)
