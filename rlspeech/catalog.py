@@ -103,6 +103,15 @@ def resolve(name: str, *, kind: Kind | None = None) -> Resolved:
     return resolved
 
 
+def is_url(name: str) -> bool:
+    """Whether a teacher's name is the address of a server, which has no files here to resolve.
+
+    >>> is_url("http://127.0.0.1:8000"), is_url("HTTPS://teacher.example/v1"), is_url("meta-llama/Llama-3.3-70B")
+    (True, True, False)
+    """
+    return name.lower().startswith(("http://", "https://"))
+
+
 def source(resolved: Resolved) -> Source:
     """Where the files of a model are now: "folder", "cache", or to be had: "to assemble", "hub"."""
     if resolved.folder:
