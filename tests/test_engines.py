@@ -15,7 +15,8 @@ from rlspeech.engines.frame_alignment import place_frames
 from rlspeech.engines.learner_torch import TorchLearner, learnable, rate_share
 from rlspeech.engines.measure import policy_of
 from rlspeech.engines.rollout_transformers import TransformersRollouts
-from rlspeech.engines.teacher_transformers import Example, Reading, TransformersTeacher, read_examples, same_tokenizer
+from rlspeech.engines.teacher_text import Example, Reading, read_examples, same_tokenizer
+from rlspeech.engines.teacher_transformers import TransformersTeacher
 from rlspeech.errors import UserError
 from rlspeech.losses.cross_entropy import Loss as CrossEntropy
 from rlspeech.losses.reverse_kl import Loss as ReverseKL

@@ -6,7 +6,8 @@ from pathlib import Path
 from rlspeech.config import DistillConfig, Stage, TeacherConfig
 from rlspeech.engines.learner_torch import TorchLearner
 from rlspeech.engines.rollout_transformers import TransformersRollouts
-from rlspeech.engines.teacher_transformers import Reading, TransformersTeacher, read_examples, same_tokenizer
+from rlspeech.engines.teacher_text import Reading, read_examples, same_tokenizer
+from rlspeech.engines.teacher_transformers import TransformersTeacher
 from rlspeech.errors import UserError
 from rlspeech.plugins import shipped
 from rlspeech.protocols import Learner, RolloutEngine, Student, Teacher
