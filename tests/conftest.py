@@ -4,8 +4,12 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from rlspeech.engines.cluster import Cluster
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -74,3 +78,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: set RLSPEECH_SHARED to the one that holds the recordings")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator["Cluster"]:
+    """One Ray of the whole session, on loopback; it looks at its actors often."""
+    from rlspeech.config import ClusterConfig
+    from rlspeech.engines.cluster import Cluster
+
+    found = Cluster.start(ClusterConfig(heartbeat_s=0.2, hang_s=3.0), threads=1)
+    yield found
+    found.close()

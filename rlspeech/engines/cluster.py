@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -57,10 +58,12 @@ class Actor:
     handle: Any
     pulse: Pulse | None = None
     moved_s: float = field(default_factory=time.monotonic)  # when it was last seen to get on
+    patience_s: float | None = None  # of the call under way; default: cluster.hang_s
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, method: str, *args: Any, patience_s: float | None = None) -> Any:
         """An object reference of the method's result."""
-        return getattr(self.handle, method).remote(*args, **kwargs)
+        self.moved_s, self.patience_s = time.monotonic(), patience_s
+        return getattr(self.handle, method).remote(*args)
 
 
 @dataclass
@@ -113,7 +116,6 @@ class Cluster:
         self, kind: type[Worker], *args: Any, name: str, gpus: float = 0, bundle: int = 0, env: Mapping[str, str] = {}
     ) -> Actor:
         """A new actor. With GPUs it sits in the `bundle` that `place` has reserved."""
-        import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0}
@@ -127,46 +129,46 @@ class Cluster:
         return actor
 
     def _environment(self) -> dict[str, str]:
-        """Programs of our environment (ninja, which DeepSpeed calls by name) are found; the threads are as here."""
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        return {"PATH": path, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        """What an actor finds: the threads it may use and, on a cluster of our own, our modules and programs.
 
-    def first(self, calls: Mapping[Any, Actor], *, patience_s: float | None = None) -> tuple[Any, Any]:
+        A program is ninja, which DeepSpeed calls by name.
+        """
+        found = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        if self.started:
+            found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+            found["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        return found
+
+    def first(self, calls: Mapping[Any, Actor]) -> tuple[Any, Any]:
         """The first call that ends, as (reference, result). Raises Lost of an actor, and what a call raised itself.
 
-        An actor of a call is given up when its progress has stood still for `patience_s` (default: `hang_s`).
+        An actor is given up when its progress has stood still for the patience that its call came with.
         """
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
-        patience_s = patience_s or self.settings.hang_s
-        started_s = time.monotonic()
-        for actor in calls.values():
-            actor.moved_s = max(actor.moved_s, started_s)
         while True:
             ready, _ = ray.wait(list(calls), num_returns=1, timeout=self.settings.heartbeat_s)
             if ready:
                 try:
                     return ready[0], ray.get(ready[0])
                 except RayActorError as error:
-                    raise Lost(calls[ready[0]], "died") from error
+                    raise Lost(calls[ready[0]], _why(error)) from error
                 except RayTaskError as error:
                     raise error.cause from error
             for actor in set(calls.values()):
-                self._look_at(actor, patience_s)
+                self._look_at(actor)
 
-    def all(self, calls: Mapping[Any, Actor], *, patience_s: float | None = None) -> list[Any]:
+    def all(self, calls: Mapping[Any, Actor]) -> list[Any]:
         """The results of all calls in their order. Raises as `first` does, as soon as one of them is lost."""
         left, results = dict(calls), {}
-        for actor in calls.values():
-            actor.moved_s = time.monotonic()
         while left:
-            reference, result = self.first(left, patience_s=patience_s)
+            reference, result = self.first(left)
             results[reference] = result
             del left[reference]
         return [results[reference] for reference in calls]
 
-    def _look_at(self, actor: Actor, patience_s: float) -> None:
+    def _look_at(self, actor: Actor) -> None:
         """Raises Lost where the actor is dead, or stands still for too long."""
         import ray
         from ray.exceptions import GetTimeoutError, RayActorError
@@ -174,12 +176,12 @@ class Cluster:
         try:
             pulse = ray.get(actor.handle.pulse.remote(), timeout=self.settings.heartbeat_s)
         except RayActorError as error:
-            raise Lost(actor, "died") from error
+            raise Lost(actor, _why(error)) from error
         except GetTimeoutError:
             pulse = None
         if pulse is not None and (actor.pulse is None or pulse.progress != actor.pulse.progress):
             actor.pulse, actor.moved_s = pulse, time.monotonic()
-        elif time.monotonic() - actor.moved_s > patience_s:
+        elif time.monotonic() - actor.moved_s > (patience_s := actor.patience_s or self.settings.hang_s):
             raise Lost(actor, f"has not got on for {patience_s:.0f} s")
 
     def kill(self, actor: Actor) -> None:
@@ -225,6 +227,12 @@ def _start_here(settings: ClusterConfig, quiet: Mapping[str, Any]) -> None:
         _node_ip_address=settings.host,
         **quiet,
     )
+
+
+def _why(error: Exception) -> str:
+    """An actor that failed to be built tells its error in the last line; of a killed one there is nothing to tell."""
+    last = str(error).strip().splitlines()[-1].strip()
+    return f"died ({last[:200]})" if re.match(r"[\w.]+(Error|Exception): ", last) else "died"
 
 
 def _remote(kind: type[Worker]) -> Any:

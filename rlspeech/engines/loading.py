@@ -1,0 +1,44 @@
+"""Names of models to folders and loaded students: in this process or in an actor's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlspeech.catalog import fetch, resolve
+from rlspeech.errors import UserError
+from rlspeech.plugins import find_class
+from rlspeech.protocols import Student
+
+
+@dataclass(frozen=True)
+class StudentPlace:
+    """Where a student is loaded from, and by which family: small enough to hand to another process."""
+
+    folder: Path
+    family: str
+
+    @classmethod
+    def of(cls, name: str, *, trust_remote_code: bool = False) -> StudentPlace:
+        """Raises UserError where no family reads the model, or its folder comes with code that is not trusted."""
+        resolved = resolve(name, kind="speech")
+        if resolved.family is None:
+            raise UserError(f"{name}: no student family reads this architecture; families are in rlspeech/students/")
+        return cls(trusted(fetch(resolved), trust_remote_code), resolved.family)
+
+    def load(self, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Student:
+        family: Any = find_class("students", self.family, "Student")
+        return family.load(self.folder, dtype=dtype, weights=weights)
+
+
+def teacher_folder(name: str, *, trust_remote_code: bool = False) -> Path:
+    return trusted(fetch(resolve(name, kind="text")), trust_remote_code)
+
+
+def trusted(folder: Path, trust_remote_code: bool) -> Path:
+    if not trust_remote_code and any(folder.glob("*.py")):
+        raise UserError(f"{folder}: comes with Python code; read it, then allow it by --trust-remote-code")
+    return folder
