@@ -10,20 +10,19 @@ from rlspeech.catalog import entries
 from rlspeech.config import AlignConfig, DistillConfig, SftConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import load
-from rlspeech.stages.plan import (
-    GIB,
-    Machine,
-    activations_gib,
-    check_can_run,
-    kv_gib,
-    longest_audio_s,
-    machine,
-    make_plan,
-    show,
-)
+from rlspeech.stages.machine import GIB, Machine, machine
+from rlspeech.stages.plan import check_can_run, longest_audio_s, make_plan
+from rlspeech.stages.plan_memory import activations_gib, kv_gib
+from rlspeech.stages.plan_problems import check_engines
+from rlspeech.stages.plan_show import show
 
 LAPTOP = Machine(memory_gib=16.0, gpus_gib=())
 SERVER = Machine(memory_gib=2000.0, gpus_gib=(80.0, 80.0))
+ONE_PROCESS = {  # phi4mm/distill is a recipe for a cluster
+    "cluster": "none",
+    **{f"engines.{role}": "transformers" for role in ("rollouts", "teacher")},
+    "engines.learner": "torch",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +99,7 @@ def test_the_tiny_pair_lacks_nothing_on_a_laptop(train):
 
 
 def test_a_plan_names_models_data_work_memory_and_what_is_missing():
-    text = printed(make_plan(load(DistillConfig, "phi4mm/distill", {"teacher": "llama-70b"}), LAPTOP))
+    text = printed(make_plan(load(DistillConfig, "phi4mm/distill", {"teacher": "llama-70b", **ONE_PROCESS}), LAPTOP))
     for part in (
         "llama-70b  70.55 B parameters, bfloat16  meta-llama/Llama-3.3-70B-Instruct: not in the cache",
         "starts from the checkpoint of 'sft'",
@@ -115,7 +114,7 @@ def test_a_plan_names_models_data_work_memory_and_what_is_missing():
 
 
 def test_a_machine_with_room_is_not_told_that_it_lacks_memory():
-    recipe = load(DistillConfig, "phi4mm/distill", {"teacher": "llama-70b"})
+    recipe = load(DistillConfig, "phi4mm/distill", {"teacher": "llama-70b", **ONE_PROCESS})
     assert not any("GiB" in problem for problem in make_plan(recipe, SERVER).problems)
     gpus_only = Machine(memory_gib=8.0, gpus_gib=(80.0, 80.0))
     assert any("and GPUs of 80, 80 GiB" in problem for problem in make_plan(recipe, gpus_only).problems)
@@ -134,7 +133,7 @@ def test_the_same_tokenizer_is_no_problem():
 
 def test_what_stands_against_a_run_is_one_line():
     with pytest.raises(UserError) as caught:
-        check_can_run(load(DistillConfig, "phi4mm/distill", {"teacher": "qwen2.5-72b"}))
+        check_can_run(load(DistillConfig, "phi4mm/distill", {"teacher": "qwen2.5-72b", **ONE_PROCESS}))
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith("distill cannot run here: ")
@@ -167,6 +166,113 @@ def test_a_wrong_name_is_refused_before_anything_is_planned(train, flags, expect
     with pytest.raises(UserError) as caught:
         make_plan(config(train, **flags), LAPTOP)
     assert expected in str(caught.value)
+
+
+def test_vllm_in_process_holds_a_copy_of_its_own(train):
+    both = {"engines__rollouts": "vllm", "engines__teacher": "vllm", "vllm__kv_cache_gib": "2"}
+    _, rollouts, teacher = make_plan(config(train, **both), LAPTOP).roles
+    sizes = [4 * entries()[name].parameters * 1e9 / GIB for name in ("tiny", "tiny-llm")]  # float32 on a CPU
+    assert rollouts.memory_gib == {"weights": pytest.approx(sizes[0]), "KV cache": 2.0}
+    assert teacher.memory_gib == {"weights": pytest.approx(sizes[1]), "KV cache": 2.0}
+
+
+def test_two_vllm_engines_cannot_both_fill_one_gpu(train):
+    both = {"engines__rollouts": "vllm", "engines__teacher": "vllm"}
+    gpu = Machine(memory_gib=2000.0, gpus_gib=(80.0,))
+    (problem,) = make_plan(config(train, **both), gpu).problems
+    assert problem.startswith(
+        "weights, gradients, optimizer and the KV caches of vLLM need about 145 GiB, this machine"
+    )
+    assert make_plan(config(train, **both, vllm__gpu_memory_utilization="0.4"), gpu).problems == ()
+
+
+def test_packages_of_the_engines_are_looked_for(train, monkeypatch):
+    monkeypatch.setattr("rlspeech.stages.plan_problems.find_spec", lambda name: None if name in ABSENT else name)
+    given = {"engines__rollouts": "vllm", "engines__learner": "deepspeed", "cluster": "{}"}
+    assert "not installed: vllm, deepspeed, ray" in make_plan(config(train, **given), LAPTOP).problems
+    assert make_plan(config(train), LAPTOP).problems == ()
+    by_url = config(train, teacher="http://127.0.0.1:1", engines__teacher="vllm")
+    assert make_plan(by_url, LAPTOP).problems == ()
+
+
+ABSENT = ("vllm", "deepspeed", "ray")
+
+
+def test_a_teacher_by_url_is_not_resolved_and_has_no_memory_here(train):
+    routes = '{sums = {model = "https://me:secret@teacher.example/v1"}, talk = {model = "tiny-llm"}}'
+    plan = make_plan(config(train, teacher="http://127.0.0.1:8000", teachers=routes), LAPTOP)
+    assert list(plan.models) == ["student", "teacher 'talk'"]
+    assert [role.name for role in plan.roles] == ["learner: student", "rollouts: student", "teacher 'talk'"]
+    rows = [line.split() for line in printed(plan).splitlines() if "by URL" in line]
+    assert rows == [
+        ["teacher", "by", "URL", "http://127.0.0.1:8000", "no", "memory", "here"],
+        ["teacher", "'sums'", "by", "URL", "https://teacher.example/v1", "no", "memory", "here"],
+    ]
+
+
+CLUSTER = {
+    "engines__rollouts": "vllm",
+    "engines__teacher": "vllm",
+    "engines__learner": "deepspeed",
+    "cluster": "{learners = 2}",
+}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"engines__learner": "torch"}, "[cluster] wants engines.learner = 'deepspeed', got 'torch'"),
+        ({"engines__rollouts": "transformers"}, "[cluster] wants engines.rollouts = 'vllm', got 'transformers'"),
+        (
+            {"engines__teacher": "transformers"},
+            "[cluster] wants engines.teacher = 'vllm' or a URL as teacher, got 'transformers' for tiny-llm",
+        ),
+        (
+            {"cluster": "none"},
+            "engines.learner = 'deepspeed': ranks are Ray actors; add a [cluster] table (learners = 1 for one)",
+        ),
+        (
+            {"max_policy_lag": "1", "cluster": "{colocated = true}"},
+            "max_policy_lag = 1 with cluster.colocated: rollouts and learners take turns, so sampling cannot run "
+            "ahead; set max_policy_lag = 0 or colocated = false",
+        ),
+        (
+            {"lora": "none", "cluster": '{sync = "adapter"}'},
+            "cluster.sync = 'adapter' without [lora]: there is no adapter to send; set 'merged'",
+        ),
+        (
+            {"optim__batch": "1"},
+            "optim.batch = 1 is less than cluster.learners = 2: a rank would have nothing to learn from",
+        ),
+        ({"deepspeed__offload_parameters": "true"}, "deepspeed.offload_parameters wants deepspeed.zero = 3, got 2"),
+        (
+            {"deepspeed": "{zero = 0, offload_optimizer = true}"},
+            "deepspeed.offload_optimizer wants deepspeed.zero = 1, 2 or 3, got 0",
+        ),
+        (
+            {"sampling__max_tokens": "4096"},
+            "sampling.max_tokens = 4096 leaves no room for a prompt in vllm.max_model_len = 4096",
+        ),
+    ],
+)
+def test_engines_that_cannot_go_together_are_one_line(train, flags, expected):
+    together = config(train, **CLUSTER)
+    assert list(check_engines(together)) == []
+    apart = config(train, **(CLUSTER | flags))
+    assert list(check_engines(apart)) == [expected]
+    assert expected in make_plan(apart, LAPTOP).problems
+
+
+def test_sampling_runs_ahead_on_a_cluster_only(train):
+    assert list(check_engines(config(train, max_policy_lag="2"))) == [
+        "max_policy_lag = 2: sampling runs ahead on a cluster; add a [cluster] table"
+    ]
+    assert list(check_engines(config(train, max_policy_lag="2", **CLUSTER))) == []
+
+
+def test_a_url_serves_a_cluster_whatever_the_teachers_engine(train):
+    given = CLUSTER | {"teacher": "http://127.0.0.1:8000", "engines__teacher": "transformers"}
+    assert list(check_engines(config(train, **given))) == []
 
 
 def test_this_machine_has_memory():

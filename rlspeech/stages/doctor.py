@@ -18,9 +18,10 @@ from rlspeech.catalog import entries, resolve, source
 from rlspeech.config import EvaluateConfig, PipelineConfig, Section, SynthConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import CONFIGS, load, shipped_recipes, stage_of
-from rlspeech.stages.plan import LearningConfig, Machine, machine, make_plan
+from rlspeech.stages.machine import GIB, Machine, machine
+from rlspeech.stages.plan import make_plan
+from rlspeech.stages.plan_memory import LearningConfig
 
-GIB = 2**30
 Area = Literal["machine", "packages", "models", "stages"]
 
 TITLES: dict[Area, str] = {
@@ -178,7 +179,7 @@ def learning_verdict(config: LearningConfig, here: Machine) -> tuple[bool | None
     if problems:
         return False, "; ".join(problems)
     absent = [model.name for model in plan.not_in_cache]
-    needed = f"needs about {sum(role.total_gib for role in plan.roles):.1f} GiB"
+    needed = f"needs about {plan.total_gib:.1f} GiB"
     return (None, f"{needed}, after a download of {', '.join(absent)}") if absent else (True, needed)
 
 
