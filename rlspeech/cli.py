@@ -4,17 +4,19 @@ import argparse
 import importlib
 import logging
 import re
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Sequence
-from types import NoneType, UnionType
+from types import FrameType, NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rlspeech.errors import UserError, did_you_mean
+from rlspeech.errors import RunFailed, UserError, did_you_mean
 from rlspeech.recipe import (
     CONFIGS,
     default_recipe,
@@ -30,19 +32,43 @@ from rlspeech.verbs import EVERYTHING, TOOLS, VERBS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for a mistake of the user, 130 where interrupted."""
+    """Runs the command; returns its exit status.
+
+    0; 1 where a run could not go on; 2 for a mistake of the user; 130 and 143 where interrupted and terminated.
+    """
     try:
+        _end_on_sigterm()
         _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         print(f"rlspeech: error: {error}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        print(f"rlspeech: failed: {error}; a stage that learns goes on with --resume", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("rlspeech: interrupted; a stage that learns goes on with --resume", file=sys.stderr)
         return 130
+    except Terminated:
+        print("rlspeech: terminated; a stage that learns goes on with --resume", file=sys.stderr)
+        return 143
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         sys.stderr.close()
         return 141
     return 0
+
+
+class Terminated(BaseException):
+    """SIGTERM: everything on the way out ends what it has started, as after Ctrl-C."""
+
+
+def _end_on_sigterm() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one would cut the way out short
+    raise Terminated
 
 
 def _run(argv: list[str]) -> None:

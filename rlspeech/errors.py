@@ -8,6 +8,10 @@ class UserError(Exception):
     """A mistake in what was given to us. The command prints it as one line and exits with status 2."""
 
 
+class RunFailed(RuntimeError):
+    """The run cannot go on, by no mistake of the user: what it has written stands, and --resume goes on from there."""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """The tail of a message about an unknown name.
 

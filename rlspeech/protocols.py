@@ -166,6 +166,10 @@ class Learner(Protocol):
 
     def restore(self, folder: Path) -> None: ...
 
+    def restart(self) -> None:
+        """A learner that was lost begins anew, with the weights it was started with."""
+        ...
+
 
 class Loss(Protocol):
     """One file under rlspeech/losses/, class `Loss`. The learner alone weighs, sums and divides."""

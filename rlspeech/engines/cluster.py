@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech.config import ClusterConfig
-from rlspeech.errors import UserError
+from rlspeech.errors import RunFailed, UserError
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ LOCAL_HOST = "127.0.0.1"
 PULSE = "pulse"  # the concurrency group that answers while the actor works
 
 
-class Lost(RuntimeError):
+class Lost(RunFailed):
     """An actor died, or has not got on for too long."""
 
     def __init__(self, actor: Actor, why: str) -> None:
@@ -47,6 +47,9 @@ class Worker:
     """Base of every actor: it tells how far it has got."""
 
     progress = 0
+
+    def moved(self) -> None:
+        self.progress += 1
 
     def pulse(self) -> Pulse:
         return Pulse(self.progress, os.getpid(), socket.gethostname())
@@ -76,6 +79,7 @@ class Cluster:
     threads: int
     bundles: Any = None  # placement group of the GPUs
     actors: list[Actor] = field(default_factory=list)
+    interrupted: bool = False  # set from another thread: whoever waits gives up
 
     @classmethod
     def start(cls, settings: ClusterConfig, *, threads: int) -> Cluster:
@@ -156,6 +160,8 @@ class Cluster:
                     raise Lost(calls[ready[0]], _why(error)) from error
                 except RayTaskError as error:
                     raise error.cause from error
+            if self.interrupted:
+                raise RunFailed("interrupted")
             for actor in set(calls.values()):
                 self._look_at(actor)
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlspeech.engines.cluster import Actor, Cluster, Lost
+from rlspeech.errors import RunFailed
 
 log = logging.getLogger(__name__)
 
 
-class RoleLost(RuntimeError):
+class RoleLost(RunFailed):
     """No worker of a role is left, and no restart."""
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlspeech.engines.decoding import generate
 from rlspeech.engines.teacher_text import Reading
-from rlspeech.maths.logprobs import token_logprobs
+from rlspeech.maths.logprobs import by_chunks, logits, token_logprobs
 from rlspeech.maths.packing import attention_mask, pack
 from rlspeech.protocols import Sampling
 from rlspeech.types import Completion, Sample, Scored
@@ -25,20 +25,30 @@ class TransformersTeacher:
     tokenizer: Any
     reading: Reading
     batch: int = 32
+    top_k: int | None = None  # its most probable tokens at each token; None: its hidden states, the whole vocabulary
 
     @classmethod
     def load(
-        cls, folder: Path, reading: Reading, *, batch: int = 32, trust_remote_code: bool = False
+        cls,
+        folder: Path,
+        reading: Reading,
+        *,
+        batch: int = 32,
+        top_k: int | None = None,
+        trust_remote_code: bool = False,
     ) -> TransformersTeacher:
         trust = {"trust_remote_code": trust_remote_code}
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **trust)
         tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
-        return cls(model.eval().requires_grad_(False), tokenizer, reading, batch)
+        return cls(model.eval().requires_grad_(False), tokenizer, reading, batch, top_k)
 
     def messages(self, sample: Sample) -> list[dict[str, str]]:
         return self.reading.messages(sample)
 
-    def head(self) -> Tensor:
+    def head(self) -> Tensor | None:
+        return None if self.top_k else self._head()
+
+    def _head(self) -> Tensor:
         return self.model.get_output_embeddings().weight
 
     @torch.no_grad()
@@ -56,13 +66,27 @@ class TransformersTeacher:
                 use_cache=False,
             ).last_hidden_state
             hidden_ND = hidden_BTD.flatten(0, 1)[packed.at]
-            logprobs_N = token_logprobs(hidden_ND, self.head(), packed.targets)
+            logprobs_N, *top = self._told(hidden_ND, packed.targets)
             for place, index in enumerate(index for group in chunk for index in group):
                 mine = packed.rollout == place
                 length = int(mine.sum())
                 spans = tuple((token, token + 1) for token in range(length))
-                scored[index] = Scored(spans, logprobs_N[mine], hidden=hidden_ND[mine])
+                ids, values = (part[mine] for part in top) if top else (None, None)
+                hidden = None if top else hidden_ND[mine]
+                scored[index] = Scored(spans, logprobs_N[mine], topk_ids=ids, topk_logprobs=values, hidden=hidden)
         return [scored[index] for index in range(len(samples))]
+
+    def _told(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
+        """Log-probs of the tokens [N]; with `top_k`, the best ids and their log-probs [N, K] too."""
+        if not self.top_k:
+            return (token_logprobs(hidden_ND, self._head(), targets_N),)
+
+        def rows(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+            logprobs = logits(hidden, head).log_softmax(-1)
+            best = logprobs.topk(min(self.top_k or 0, logprobs.shape[-1]), dim=-1)
+            return logprobs.gather(-1, targets[:, None])[:, 0], best.indices, best.values
+
+        return by_chunks(rows, hidden_ND, self._head(), targets_N)
 
     def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
         prompts = [self._prompt(sample) for sample in samples]

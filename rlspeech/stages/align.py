@@ -6,12 +6,13 @@ from rlspeech.config import AlignConfig
 from rlspeech.data.rows import Need
 from rlspeech.engines.build import build_learner
 from rlspeech.engines.frame_alignment import place_frames
+from rlspeech.engines.loading import StudentPlace
 from rlspeech.losses.cross_entropy import Loss
 from rlspeech.protocols import Metrics, Student
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.chain import starting_point
 from rlspeech.stages.hearing import Data, Heard, hear, read_data
-from rlspeech.stages.models import load_student, use_threads
+from rlspeech.stages.models import use_threads
 from rlspeech.stages.plan import check_can_run
 from rlspeech.stages.progress import progress
 from rlspeech.stages.references import References
@@ -30,7 +31,7 @@ def run(config: AlignConfig, *, resume: bool = False) -> None:
 
 def _align(config: AlignConfig, folder: RunDir, data: Data, start: str) -> None:
     use_threads(config.threads, config.seed)
-    student = load_student(start, trust_remote_code=config.trust_remote_code)
+    student = StudentPlace.of(start, trust_remote_code=config.trust_remote_code).load()
     heard = hear(student, data.train)
     student.prepare("align")
     if config.frames.steps and folder.latest_state() is None:

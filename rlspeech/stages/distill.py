@@ -5,7 +5,9 @@ The loop is the same whatever the engines are: protocols.py has what each of the
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from rlspeech.config import DistillConfig
 from rlspeech.data.mixing import batch_of_step
@@ -18,10 +20,12 @@ from rlspeech.run_dir import RunDir
 from rlspeech.stages.chain import starting_point
 from rlspeech.stages.hearing import Data, Heard, flat, hear, read_data
 from rlspeech.stages.held_out import HeldOut
-from rlspeech.stages.models import load_student, lora_settings, teacher_folder, use_threads
+from rlspeech.stages.models import lora_settings, use_threads
+from rlspeech.stages.overlap import Ahead
 from rlspeech.stages.plan import check_can_run
 from rlspeech.stages.rollout_records import record, rollout_metrics
-from rlspeech.stages.training import Prepared, finish, learn, open_run
+from rlspeech.stages.training import Prepared, Recovery, finish, learn, open_run
+from rlspeech.types import Rollout
 
 
 def run(config: DistillConfig, *, resume: bool = False) -> None:
@@ -29,6 +33,7 @@ def run(config: DistillConfig, *, resume: bool = False) -> None:
     check_can_run(config)
     loss = _loss(config)
     data = read_data(config, ("audio", "transcript"), kinds=_kinds(config))
+    _check_teachers(config, data)
     with open_run(config, resume=resume) as folder:
         if not folder.finished:
             _distill(config, folder, loss, data, starting_point(config))
@@ -36,18 +41,24 @@ def run(config: DistillConfig, *, resume: bool = False) -> None:
 
 def _distill(config: DistillConfig, folder: RunDir, loss: Loss, data: Data, start: str) -> None:
     use_threads(config.threads, config.seed)
-    student = load_student(start, trust_remote_code=config.trust_remote_code)
-    student.prepare("distill", lora_settings(config.lora), train_projector=config.train_projector)
-    engines = build(config, student, teacher_folder(config.teacher, trust_remote_code=config.trust_remote_code))
-    held_out = HeldOut(
-        {name: hear(student, found) for name, found in data.tests.items()},
-        max_tokens=config.sampling.max_tokens,
-        micro_batch=config.optim.micro_batch,
-    )
-    job = Distillation(config, folder, hear(student, data.train), engines, held_out)
-    temperature = config.sampling.temperature
-    metrics = learn(folder, config, engines.learner, loss, job.prepare, name="distill", temperature=temperature)
-    finish(folder, config, engines.learner, metrics, stage="distill", start=start)
+    with build(config, start, lora=lora_settings(config.lora)) as engines:
+        held_out = HeldOut(
+            {name: hear(engines.student, found) for name, found in data.tests.items()},
+            max_tokens=config.sampling.max_tokens,
+            micro_batch=config.optim.micro_batch,
+        )
+        with Distillation(config, folder, hear(engines.student, data.train), engines, held_out) as job:
+            metrics = learn(
+                folder,
+                config,
+                engines.learner,
+                loss,
+                job.prepare,
+                name="distill",
+                temperature=config.sampling.temperature,
+                recovery=Recovery(config.cluster.max_restarts, job.restart) if config.cluster else None,
+            )
+        finish(folder, config, engines.learner, metrics, stage="distill", start=start)
 
 
 def _loss(config: DistillConfig) -> Loss:
@@ -68,6 +79,15 @@ def _kinds(config: DistillConfig) -> list[str]:
     return both
 
 
+def _check_teachers(config: DistillConfig, data: Data) -> None:
+    """Raises UserError where a row names a teacher that the recipe does not have."""
+    for recording in [*data.train, *(found for test in data.tests.values() for found in test)]:
+        for sample in recording.samples:
+            if sample.teacher and sample.teacher not in config.teachers:
+                known = ", ".join(config.teachers) or "none"
+                raise UserError(f"{sample.id}: teacher = {sample.teacher!r}, which [teachers] does not name: {known}")
+
+
 @dataclass
 class Distillation:
     """One pass: weights to the sampler, replies from the student, scores from the teacher, batches for the learner."""
@@ -77,12 +97,31 @@ class Distillation:
     heard: Sequence[Heard]
     engines: Engines
     held_out: HeldOut
+    ahead: Ahead = field(init=False)
+
+    def __enter__(self) -> "Distillation":
+        lag, steps = self.config.max_policy_lag, self.config.optim.steps
+        self.ahead = Ahead(self._sync, self._sample, steps=steps, lag=lag, interrupt=self.engines.interrupt)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.ahead.__exit__(*error)
 
     def prepare(self, step: int) -> Prepared:
-        config, engines = self.config, self.engines
         if step == 0:
-            self.run.append("metrics.jsonl", {"step": 0, **self.held_out.measure(engines, version=0)})
-        engines.rollouts.load_weights(engines.learner.weights(), version=step)
+            self.run.append("metrics.jsonl", {"step": 0, **self.held_out.measure(self.engines, version=0)})
+        return self.ahead.get(step)
+
+    def restart(self) -> None:
+        """After the learner was lost: new ranks, and nothing of what was sampled for the step that was lost."""
+        self.ahead.forget()
+        self.engines.learner.restart()
+
+    def _sync(self, step: int) -> None:
+        self.engines.rollouts.load_weights(self.engines.learner, step)
+
+    def _sample(self, step: int) -> Prepared:
+        config, engines = self.config, self.engines
         chosen = batch_of_step(step, size=len(self.heard), batch=config.optim.batch, seed=config.seed)
         samples, prompts = flat([self.heard[index] for index in chosen])
         sampling = Sampling(**config.sampling.model_dump(), seed=config.seed * 1_000_003 + step)
@@ -92,17 +131,19 @@ class Distillation:
         scored = engines.teacher.score([r.sample for r in rollouts], [r.completion for r in rollouts])
         scored_s = time.monotonic()
         batches = make_batches(
-            engines.learner.student,
+            engines.student,
             rollouts,
             micro_batch=config.optim.micro_batch,
             scored=scored,
             teacher_head=engines.teacher.head(),
+            ranks=engines.learner.ranks,
         )
+        metrics = rollout_metrics(rollouts, step=step, sample_s=sampled_s - started_s, score_s=scored_s - sampled_s)
+        return Prepared(batches, metrics, partial(self._look, step, rollouts))
 
-        def look(learned: Learned) -> Mapping[str, float]:
-            record(self.run, step + 1, rollouts, learned, engines.learner.student)
-            due = (step + 1) % config.held_out.every_steps == 0 or step + 1 == config.optim.steps
-            return self.held_out.measure(engines, version=step + 1) if due else {}
-
-        metrics = rollout_metrics(rollouts, sample_s=sampled_s - started_s, score_s=scored_s - sampled_s)
-        return Prepared(batches, metrics, look)
+    def _look(self, step: int, rollouts: Sequence[Rollout], learned: Learned) -> Mapping[str, float]:
+        record(self.run, step + 1, rollouts, learned, self.engines.student)
+        if (step + 1) % self.config.held_out.every_steps and step + 1 < self.config.optim.steps:
+            return {}
+        self.ahead.settle()
+        return self.held_out.measure(self.engines, version=step + 1)

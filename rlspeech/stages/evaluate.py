@@ -13,6 +13,7 @@ from rlspeech.config import EvaluateConfig
 from rlspeech.data.manifest import relative
 from rlspeech.data.rows import Need
 from rlspeech.engines.build import build_rollouts, build_teacher
+from rlspeech.engines.loading import StudentPlace, teacher_folder
 from rlspeech.engines.measure import measure
 from rlspeech.errors import UserError
 from rlspeech.maths.scores import TRANSCRIBE, score
@@ -20,7 +21,7 @@ from rlspeech.protocols import Sampling, Student, Teacher
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.hearing import Recording, flat, hear, listen, read_samples, recordings_of
 from rlspeech.stages.held_out import divergence
-from rlspeech.stages.models import load_student, teacher_folder, use_threads
+from rlspeech.stages.models import use_threads
 from rlspeech.stages.progress import progress
 from rlspeech.stages.rollout_records import row
 from rlspeech.types import Rollout, Sample
@@ -44,7 +45,7 @@ def run(config: EvaluateConfig) -> None:
     try:
         use_threads(config.threads, config.seed)
         trust = {"trust_remote_code": config.trust_remote_code}
-        student = load_student(config.student, **trust)
+        student = StudentPlace.of(config.student, **trust).load()
         model = teacher_folder(config.teacher, **trust) if config.teacher else None
         teacher = build_teacher(model, config.reading, student, **trust) if model else None
         folder.write_json("evaluation.json", Evaluation(config, folder, student, teacher).of(tests))

@@ -23,8 +23,11 @@ class HeldOut:
     micro_batch: int
 
     def measure(self, engines: Engines, *, version: int) -> dict[str, float]:
-        """KL(student || teacher) per token in nats, full vocabulary, temperature 1, for each set."""
-        engines.rollouts.load_weights(engines.learner.weights(), version=version)
+        """KL(student || teacher) per token in nats at temperature 1, for each set.
+
+        Over the full vocabulary; over the teacher's top tokens and one bucket of the rest where it tells no more.
+        """
+        engines.rollouts.load_weights(engines.learner, version)
         return {f"kl/{name}_nats": self._kl_nats(engines, recordings) for name, recordings in self.sets.items()}
 
     def _kl_nats(self, engines: Engines, recordings: Sequence[Heard]) -> float:
@@ -32,15 +35,28 @@ class HeldOut:
         rollouts = engines.rollouts.generate(*flat(recordings), sampling)
         learner = engines.learner
         measured = divergence(
-            engines.teacher, learner.student, rollouts, learner.evaluate, micro_batch=self.micro_batch
+            engines.teacher,
+            learner.student,
+            rollouts,
+            learner.evaluate,
+            micro_batch=self.micro_batch,
+            ranks=learner.ranks,
         )
         return measured.metrics["kl/train_nats"]
 
 
 def divergence(
-    teacher: Teacher, student: Student, rollouts: Sequence[Rollout], evaluate: Evaluate, *, micro_batch: int
+    teacher: Teacher,
+    student: Student,
+    rollouts: Sequence[Rollout],
+    evaluate: Evaluate,
+    *,
+    micro_batch: int,
+    ranks: int = 1,
 ) -> Learned:
     """KL(student || teacher) at every token of given replies, at temperature 1."""
     scored = teacher.score([r.sample for r in rollouts], [r.completion for r in rollouts])
-    batches = make_batches(student, rollouts, micro_batch=micro_batch, scored=scored, teacher_head=teacher.head())
+    batches = make_batches(
+        student, rollouts, micro_batch=micro_batch, scored=scored, teacher_head=teacher.head(), ranks=ranks
+    )
     return evaluate(batches, Loss())

@@ -1,18 +1,13 @@
-"""Names of models to loaded students and teachers, and the card of a checkpoint."""
+"""Threads and seed of a stage that learns, and the card of the checkpoint it makes."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 from transformers.utils.logging import disable_progress_bar
 
-from rlspeech.catalog import fetch, resolve
 from rlspeech.config import LoraConfig
-from rlspeech.errors import UserError
-from rlspeech.plugins import find_class
-from rlspeech.protocols import Student
 
 
 def use_threads(threads: int | None, seed: int) -> None:
@@ -26,24 +21,6 @@ def use_threads(threads: int | None, seed: int) -> None:
 
 def lora_settings(lora: LoraConfig | None) -> dict[str, Any] | None:
     return None if lora is None else lora.model_dump()
-
-
-def load_student(name: str, *, trust_remote_code: bool = False) -> Student:
-    resolved = resolve(name, kind="speech")
-    if resolved.family is None:
-        raise UserError(f"{name}: no student family reads this architecture; families are files in rlspeech/students/")
-    family = find_class("students", resolved.family, "Student")
-    return family.load(_trusted(fetch(resolved), trust_remote_code))
-
-
-def teacher_folder(name: str, *, trust_remote_code: bool = False) -> Path:
-    return _trusted(fetch(resolve(name, kind="text")), trust_remote_code)
-
-
-def _trusted(folder: Path, trust_remote_code: bool) -> Path:
-    if not trust_remote_code and any(folder.glob("*.py")):
-        raise UserError(f"{folder}: comes with Python code; read it, then allow it by --trust-remote-code")
-    return folder
 
 
 def card(config: BaseModel, metrics: dict[str, Any], *, stage: str, start: str) -> str:

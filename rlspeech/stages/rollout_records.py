@@ -10,10 +10,14 @@ from rlspeech.types import Rollout
 RECORDED = 4  # rollouts of a step that are written down, the first ones
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], *, sample_s: float, score_s: float) -> dict[str, float]:
+def rollout_metrics(rollouts: Sequence[Rollout], *, step: int, sample_s: float, score_s: float) -> dict[str, float]:
+    """`step`: steps learned before this one; the lag of a sample is how many of them its weights had not seen."""
     tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
     count = len(rollouts)
+    lags = [step - rollout.completion.policy_version for rollout in rollouts]
     return {
+        "rollout/policy_lag_steps": sum(lags) / count,
+        "rollout/policy_lag_max_steps": float(max(lags)),
         "rollout/length_tokens": tokens / count,
         "rollout/cut_share": sum(rollout.completion.finish == "length" for rollout in rollouts) / count,
         "rollout/repetition_share": sum(repetition_share(rollout.completion.text) for rollout in rollouts) / count,
@@ -26,7 +30,9 @@ def rollout_metrics(rollouts: Sequence[Rollout], *, sample_s: float, score_s: fl
 
 def record(run: RunDir, step: int, rollouts: Sequence[Rollout], learned: Learned, student: Student) -> None:
     for index, rollout in enumerate(rollouts[:RECORDED]):
-        run.append("rollouts.jsonl", {"step": step, **row(rollout, learned.token_kl_nats.get(index, ()), student)})
+        lag = step - 1 - rollout.completion.policy_version
+        kl_nats = learned.token_kl_nats.get(index, ())
+        run.append("rollouts.jsonl", {"step": step, "policy_lag": lag, **row(rollout, kl_nats, student)})
 
 
 def row(rollout: Rollout, kl_nats: Sequence[float], student: Student) -> Mapping[str, object]:

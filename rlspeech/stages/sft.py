@@ -2,11 +2,12 @@
 
 from rlspeech.config import SftConfig
 from rlspeech.engines.build import build_learner
+from rlspeech.engines.loading import StudentPlace
 from rlspeech.losses.cross_entropy import Loss
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.chain import starting_point
 from rlspeech.stages.hearing import Data, hear, read_data
-from rlspeech.stages.models import load_student, lora_settings, use_threads
+from rlspeech.stages.models import lora_settings, use_threads
 from rlspeech.stages.plan import check_can_run
 from rlspeech.stages.references import References
 from rlspeech.stages.training import finish, learn, open_run
@@ -23,7 +24,7 @@ def run(config: SftConfig, *, resume: bool = False) -> None:
 
 def _tune(config: SftConfig, folder: RunDir, data: Data, start: str) -> None:
     use_threads(config.threads, config.seed)
-    student = load_student(start, trust_remote_code=config.trust_remote_code)
+    student = StudentPlace.of(start, trust_remote_code=config.trust_remote_code).load()
     student.prepare("sft", lora_settings(config.lora))
     learner = build_learner(config, student)
     held_out = {name: hear(student, found) for name, found in data.tests.items()}

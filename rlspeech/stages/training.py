@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlspeech.config import Stage
-from rlspeech.errors import UserError
+from rlspeech.engines.cluster import Lost
+from rlspeech.errors import RunFailed, UserError
 from rlspeech.protocols import Learned, Learner, Loss
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.models import card
@@ -54,6 +55,14 @@ def resume_step(run: RunDir, learner: Learner) -> int:
     return step
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """What to do when the learner is lost in the middle of a step: `restart` it, and go on from the newest state."""
+
+    restarts: int
+    restart: Callable[[], None]
+
+
 def learn(
     run: RunDir,
     config: Stage,
@@ -63,8 +72,31 @@ def learn(
     *,
     name: str,
     temperature: float = 1.0,
+    recovery: Recovery | None = None,
 ) -> dict[str, Any]:
-    """All steps that are left; the last step's metrics."""
+    """All steps that are left; the last step's metrics. Raises RunFailed where the learner is lost too often."""
+    lost_times = 0
+    while True:
+        try:
+            return _steps(run, config, learner, loss, prepare, name=name, temperature=temperature)
+        except Lost as lost:
+            lost_times += 1
+            if recovery is None or lost_times > recovery.restarts:
+                raise RunFailed(f"{lost}; the learner was lost {lost_times} times") from lost
+            log.warning("%s; the learner is started again (%d of %d restarts)", lost, lost_times, recovery.restarts)
+            recovery.restart()
+
+
+def _steps(
+    run: RunDir,
+    config: Stage,
+    learner: Learner,
+    loss: Loss,
+    prepare: Callable[[int], Prepared],
+    *,
+    name: str,
+    temperature: float,
+) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     with progress(name, config.optim.steps) as tick:
         for step in range(resume_step(run, learner), config.optim.steps):
@@ -73,9 +105,10 @@ def learn(
             ready_s = time.monotonic()
             learned = learner.step(prepared.batches, loss, temperature=temperature)
             ended_s = time.monotonic()
-            metrics = {**learned.metrics, **prepared.metrics, **prepared.look(learned)}
+            metrics = {**learned.metrics, **prepared.metrics}
             metrics |= {"time/step_s": ended_s - started_s, "time/learn_s": ended_s - ready_s}
             metrics["learn/tokens_per_s"] = _positions(prepared.batches) / (ended_s - ready_s)
+            metrics |= prepared.look(learned)
             run.append("metrics.jsonl", {"step": step + 1, **metrics})
             tick(step + 1, {"train/loss": metrics["train/loss"]})
             if (step + 1) % config.checkpoints.every_steps == 0 and step + 1 < config.optim.steps:
