@@ -13,17 +13,16 @@ from rlspeech.config import DistillConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import verb_of
 from rlspeech.stages.machine import Machine, machine
-from rlspeech.stages.plan_fits import absent, misfits
+from rlspeech.stages.plan_fits import absent, misfits, no_start
 from rlspeech.stages.plan_memory import (
     LearningConfig,
     Lengths,
     Role,
-    VllmEngine,
     kv_gib,
     learner_gib,
     teacher_gib,
 )
-from rlspeech.stages.plan_placement import Placement, place
+from rlspeech.stages.plan_placement import Fleet, in_process, place
 from rlspeech.stages.plan_problems import (
     check_engines,
     check_loss,
@@ -78,7 +77,8 @@ def make_plan(config: LearningConfig, here: Machine) -> Plan:
     data = dict(_data(config))
     lengths = Lengths.of(config, student.entry, longest_audio_s(config.data.train) or AUDIO_S)
     placement = place(distil, models, lengths, here) if distil and distil.cluster else None
-    roles = () if placement else tuple(_roles(config, models, lengths, here))
+    fleets = in_process(distil, models, lengths, here) if distil and not placement else {}
+    roles = () if placement else tuple(_roles(config, models, lengths, fleets))
     starts = (
         f"the checkpoint of {config.after!r}, which runs first if missing" if config.after else "the student as it is"
     )
@@ -96,7 +96,8 @@ def make_plan(config: LearningConfig, here: Machine) -> Plan:
         not_in_cache=tuple({model.name: model for model in models.values() if source(model) == "hub"}.values()),
         problems=(
             *(check_engines(distil) if distil else ()),
-            *_memory_problems(models, roles, placement, here),
+            *(misfits(placement, here) if placement else memory_problems(models, roles, here)),
+            *(absent(placement, here) if placement else no_start(fleets.values(), here)),
             *model_problems(models),
             *data_problems(config, data),
             *package_problems(config, models, data),
@@ -120,38 +121,25 @@ def longest_audio_s(manifest: Path) -> float | None:
     return max(found, default=None)
 
 
-def _roles(config: LearningConfig, models: Mapping[str, Resolved], lengths: Lengths, here: Machine) -> Iterator[Role]:
+def _roles(
+    config: LearningConfig, models: Mapping[str, Resolved], lengths: Lengths, fleets: Mapping[str, Fleet]
+) -> Iterator[Role]:
     """Of one process."""
     student = models["student"].entry
     yield Role("learner: student", learner_gib(config, student, lengths.student) if student else {})
     if not isinstance(config, DistillConfig):
         return
-    gpu_gib = max(here.gpus_gib, default=None)
     for role, model in models.items():
         entry, name = model.entry, "rollouts: student" if role == "student" else role
-        engine = config.engines.rollouts if role == "student" else config.engines.teacher
         if entry is None:
             yield Role(name, {})
-        elif engine == "vllm":
-            yield Role(name, VllmEngine(entry, config.vllm, gpu_gib).memory_gib, reserved=True)
+        elif role in fleets and (engine := fleets[role].engine):
+            yield Role(name, engine.memory_gib, reserved=True)
         elif role == "student":
             sequences = config.optim.batch * config.sampling.n
             yield Role(name, {"KV cache": kv_gib(entry, sequences, lengths.student)})
         else:
             yield Role(name, teacher_gib(entry, config.reading.batch, lengths.teacher))
-
-
-def _memory_problems(
-    models: Mapping[str, Resolved],
-    roles: tuple[Role, ...],
-    placement: Placement | None,
-    here: Machine,
-) -> Iterator[str]:
-    if placement:
-        yield from misfits(placement, here)
-        yield from absent(placement, here)
-    else:
-        yield from memory_problems(models, roles, here)
 
 
 def _work(config: LearningConfig) -> str:

@@ -106,8 +106,8 @@ def _lighter_rank(plan: Placement) -> str:
     config = plan.config
     now = config.deepspeed.model_dump()
     ways = [({"zero": stage}, ranks) for stage in range(config.deepspeed.zero + 1, 4) if ranks > 1]
-    offloaded = {"offload_optimizer": True} | ({} if config.deepspeed.zero else {"zero": 1})
-    ways += [(offloaded, ranks), ({"zero": 3, **offloaded}, ranks)]
+    offloaded = {"offload_optimizer": True}
+    ways += [({"zero": max(1, config.deepspeed.zero)} | offloaded, ranks), ({"zero": 3} | offloaded, ranks)]
     ways += [({"zero": 3}, more) for more in range(ranks + 1, LARGEST + 1)]
     for changes, count in ways:
         settings = type(config.deepspeed).model_validate(now | changes)

@@ -82,8 +82,8 @@ def notes(placement: Placement) -> Iterator[str]:
     if full:
         worst = max(full, key=lambda device: device.total_gib - (device.size_gib or 0))
         yield (
-            f"{worst.name} comes to {worst.total_gib:.0f} GiB of {worst.size_gib:.0f}, perhaps too many: activations are "
-            "less with a smaller optim.micro_batch or with deepspeed.activation_checkpointing"
+            f"{worst.name} comes to {worst.total_gib:.0f} GiB of {worst.size_gib:.0f}, perhaps too many: activations "
+            "are less with a smaller optim.micro_batch or with deepspeed.activation_checkpointing"
         )
 
 
