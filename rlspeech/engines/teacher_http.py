@@ -1,0 +1,225 @@
+"""A text teacher behind the URL of a vLLM server: it scores the replies' own token ids by `prompt_logprobs`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from rlspeech.engines.teacher_text import Reading
+from rlspeech.engines.vllm_client import Client, Refused, Request
+from rlspeech.errors import UserError
+from rlspeech.types import Completion, Sample, Scored
+
+log = logging.getLogger(__name__)
+
+PROMPTS_KEPT = 4096  # rendered prompts
+PROBE = "Grüße: 3.14 café, naïve;\tdon't stop! 東京 ...\n\nRésumé no. 42 (x²) — “ok”"
+PROBED_TOKENS = 256  # spread over the vocabulary
+TOO_LONG = re.compile("context length|max_model_len|max_tokens must be at least 1|longer than the maximum", re.I)
+GREEDY = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0}  # not the checkpoint's own defaults
+
+
+@dataclass
+class HttpTeacher:
+    """The server's own chat template makes the prompts; its tokenizer is the student's, which is checked.
+
+    Every method raises UserError in one line where the server is not reached, or refuses (see vllm_client).
+    """
+
+    client: Client
+    reading: Reading
+    model: str
+    served: Mapping[str, int | None]  # longest prompt and reply of each model, in tokens; None: the server tells none
+    top_k: int
+    _prompts: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        reading: Reading,
+        *,
+        tokenizer: Any,
+        top_k: int = 64,
+        timeout_s: float = 120.0,
+        retries: int = 4,
+        requests: int = 16,
+        api_key_env: str = "RLSPEECH_TEACHER_KEY",
+    ) -> HttpTeacher:
+        """Asks for model and tokenizer, and scores a few tokens: what would be refused later is refused now.
+
+        `url` with or without /v1; `#name` at its end chooses one of several models, otherwise it is the first.
+        `tokenizer` is the student's. Raises UserError where the server has no such model, has another tokenizer, or
+        does not tell the `top_k` most probable tokens.
+        """
+        address, _, name = url.partition("#")
+        client = Client.of(address, timeout_s=timeout_s, retries=retries, requests=requests, key_env=api_key_env)
+        served = _served(client)
+        teacher = cls(client, reading, name or next(iter(served)), served, top_k)
+        if teacher.model not in served:
+            raise UserError(f"teacher {client.root}: no model {name!r}; it serves {', '.join(served)}")
+        teacher._check_tokenizer(tokenizer)
+        (prompt,) = teacher._rendered([[{"role": "user", "content": PROBE}]])
+        teacher._score([prompt[:4]], [prompt[4:8]], ["the first request"])
+        log.info(
+            "teacher %s: model %s, %s tokens", client.root, teacher.model, served[teacher.model] or "any number of"
+        )
+        return teacher
+
+    def messages(self, sample: Sample) -> list[dict[str, str]]:
+        return self.reading.messages(sample)
+
+    def head(self) -> None:
+        """None: a served teacher tells its top tokens."""
+
+    def score(self, samples: Sequence[Sample], replies: Sequence[Completion]) -> list[Scored]:
+        """Log-probs [T] of each reply's own token ids, and the top K [T, K] at each of them, best first."""
+        prompts = self._rendered([self.messages(sample) for sample in samples])
+        return self._score(prompts, [reply.token_ids for reply in replies], [sample.id for sample in samples])
+
+    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+        settings = {"model": self.model, "max_tokens": max_tokens, **GREEDY}
+        requests = [
+            Request("/v1/chat/completions", {**settings, "messages": self.messages(sample)}, _written, sample.id)
+            for sample in samples
+        ]
+        return self._ask(requests)
+
+    def _score(
+        self, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], names: Sequence[str]
+    ) -> list[Scored]:
+        settings = {"model": self.model, "max_tokens": 1, "prompt_logprobs": self.top_k, **GREEDY}
+        requests = []
+        for prompt, reply, name in zip(prompts, replies, names, strict=True):
+            ids = [*prompt, *reply]
+            longest = self.served[self.model]
+            if longest is not None and len(ids) >= longest:  # the server writes one more token
+                raise UserError(self._too_long(name, f"{len(ids) + 1} tokens where it reads {longest}"))
+            read = partial(self._read_scores, reply)
+            requests.append(Request("/v1/completions", {**settings, "prompt": ids}, read, name))
+        return self._ask(requests)
+
+    def _read_scores(self, reply: Sequence[int], answer: Any) -> Scored:
+        told = answer["choices"][0].get("prompt_logprobs") if answer.get("choices") else None
+        if told is None:
+            raise UserError(f"teacher {self.client.root}: answers without prompt_logprobs; is it a vLLM server?")
+        scored = scored_reply(told, reply, self.top_k)
+        if scored is None:
+            raise UserError(
+                f"teacher {self.client.root}: tells fewer than {self.top_k} tokens at a position; lower reading.top_k"
+            )
+        return scored
+
+    def _rendered(self, chats: Sequence[list[dict[str, str]]]) -> list[tuple[int, ...]]:
+        """Token ids of each chat with the beginning of the answer, by the server's template; each chat is sent once."""
+        keys = [json.dumps(chat) for chat in chats]
+        new = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in self._prompts}
+        about = {"model": self.model, "add_generation_prompt": True}
+        found = self._ask([Request("/tokenize", {**about, "messages": chat}, _ids) for chat in new.values()])
+        known = self._prompts | dict(zip(new, found, strict=True))
+        self._prompts = dict(list(known.items())[-PROMPTS_KEPT:])
+        return [known[key] for key in keys]
+
+    def _check_tokenizer(self, tokenizer: Any) -> None:
+        """Text from all over the vocabulary, and the template's own tokens, have the same ids here and there."""
+        text = PROBE + " ".join(_spread(tokenizer, PROBED_TOKENS))
+        plain = {"prompt": text, "add_special_tokens": False}
+        chat = {"messages": [{"role": "user", "content": PROBE}], "return_token_strs": True}
+        asked = [Request("/tokenize", {"model": self.model, **body}) for body in (plain, chat)]
+        text_answer, chat_answer = self._ask(asked)
+        same_text = text_answer["tokens"] == tokenizer(text, add_special_tokens=False).input_ids
+        if not same_text or tokenizer.convert_ids_to_tokens(chat_answer["tokens"]) != chat_answer["token_strs"]:
+            raise UserError(
+                f"teacher {self.client.root}: {self.model} has another tokenizer than the student; "
+                "their tokens cannot be compared"
+            )
+
+    def _ask(self, requests: Sequence[Request]) -> list[Any]:
+        try:
+            return self.client.ask(requests)
+        except Refused as refused:
+            raise UserError(self._why(refused)) from None
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            shape = f"{type(error).__name__}: {error}"
+            raise UserError(f"teacher {self.client.root}: an answer of another form than vLLM's ({shape})") from error
+
+    def _why(self, refused: Refused) -> str:
+        """The line about a request that the server does not like."""
+        server, said = f"teacher {self.client.root}", refused.message
+        if refused.status == 404 and refused.request.path == "/tokenize":
+            return (
+                f"{server}: has no /tokenize ({said}); a vLLM server has it, and a proxy before it must let it through"
+            )
+        if refused.status == 404:
+            return f"{server}: {said} ({refused.request.path}); it serves {', '.join(self.served)}"
+        if "logprobs" in said:
+            remedy = f"start it with --max-logprobs {self.top_k} or more, or lower reading.top_k"
+            return f"{server}: refuses the {self.top_k} most probable tokens ({said}); {remedy}"
+        if TOO_LONG.search(said):
+            return self._too_long(refused.request.about, said)
+        about = f"{refused.request.about}: " if refused.request.about else ""
+        return f"{server}: {about}status {refused.status}: {said}"
+
+    def _too_long(self, sample: str, what: str) -> str:
+        remedy = "start it with a larger --max-model-len, shorten the prompt, or leave the sample out"
+        return f"{sample}: too long for teacher {self.client.root} ({what}); {remedy}"
+
+
+def scored_reply(told: Sequence[Mapping[str, Any] | None], reply: Sequence[int], top_k: int) -> Scored | None:
+    """The reply's part of vLLM's prompt_logprobs: a mapping a position, token id -> its logprob and rank from 1.
+
+    A token as written that is not among the top K is told besides them. None where fewer than K are told.
+    """
+    logprobs, ids, values = [], [], []
+    for token, entries in zip(reply, told[len(told) - len(reply) :], strict=True):
+        assert entries is not None, "only the first token of all has none before it"
+        best = sorted(entries.items(), key=lambda entry: entry[1]["rank"])[:top_k]
+        if len(best) < top_k:
+            return None
+        logprobs.append(entries[str(token)]["logprob"])
+        ids.append([int(name) for name, _ in best])
+        values.append([entry["logprob"] for _, entry in best])
+    return Scored(
+        tuple((token, token + 1) for token in range(len(reply))),
+        torch.tensor(logprobs, dtype=torch.float32),
+        topk_ids=torch.tensor(ids, dtype=torch.int64).reshape(len(reply), top_k),
+        topk_logprobs=torch.tensor(values, dtype=torch.float32).reshape(len(reply), top_k),
+    )
+
+
+def _served(client: Client) -> dict[str, int | None]:
+    """Names of the models that a server has, the first one first, with the most tokens that each reads."""
+    try:
+        (answer,) = client.ask([Request("/v1/models")])
+        models = {str(model["id"]): model.get("max_model_len") for model in answer["data"]}
+    except Refused as refused:
+        raise UserError(
+            f"teacher {client.root}: no list of models at /v1/models (status {refused.status}); "
+            "give the address of a vLLM server, such as http://127.0.0.1:8000"
+        ) from None
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"teacher {client.root}: /v1/models tells no models; is it a vLLM server?") from None
+    if not models:
+        raise UserError(f"teacher {client.root}: serves no model")
+    return models
+
+
+def _spread(tokenizer: Any, count: int) -> Iterable[str]:
+    """The text of tokens from all over the vocabulary, without those that were added to it (special ones)."""
+    plain = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
+    return (tokenizer.decode([index]) for index in plain[:: max(1, len(plain) // count)])
+
+
+def _ids(answer: Any) -> tuple[int, ...]:
+    return tuple(answer["tokens"])
+
+
+def _written(answer: Any) -> str:
+    return (answer["choices"][0]["message"]["content"] or "").strip()
