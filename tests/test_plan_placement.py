@@ -156,6 +156,8 @@ def test_colocated_rollouts_sit_with_the_learners():
     placement = placed(cluster__colocated="true", cluster__gpus="7")
     assert seats(placement)[:3] == [["learner 0", "rollouts 0"], ["learner 1", "rollouts 1"], ["teacher 0, 1 of 4"]]
     assert seats(placement)[6] == []
+    three = seats(placed(cluster__colocated="true", cluster__learners="3"))
+    assert three[2:4] == [["learner 2"], ["teacher 0, 1 of 4"]]
     assert "nothing sits on GPU 6" in printed(planned(cluster__colocated="true", cluster__gpus="7"))
 
 
