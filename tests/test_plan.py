@@ -237,6 +237,11 @@ CLUSTER = {
             "ahead; set max_policy_lag = 0 or colocated = false",
         ),
         (
+            {"cluster": "{learners = 2, colocated = true, rollout_tensor_parallel = 2}"},
+            "cluster.rollout_tensor_parallel = 2 with cluster.colocated: an engine shares the one GPU of a learner; set "
+            "rollout_tensor_parallel = 1 or colocated = false",
+        ),
+        (
             {"lora": "none", "cluster": '{sync = "adapter"}'},
             "cluster.sync = 'adapter' without [lora]: there is no adapter to send; set 'merged'",
         ),
