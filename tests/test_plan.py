@@ -238,8 +238,8 @@ CLUSTER = {
         ),
         (
             {"cluster": "{learners = 2, colocated = true, rollout_tensor_parallel = 2}"},
-            "cluster.rollout_tensor_parallel = 2 with cluster.colocated: an engine shares the one GPU of a learner; set "
-            "rollout_tensor_parallel = 1 or colocated = false",
+            "cluster.rollout_tensor_parallel = 2 with cluster.colocated: an engine shares the one GPU of a learner; "
+            "set rollout_tensor_parallel = 1 or colocated = false",
         ),
         (
             {"lora": "none", "cluster": '{sync = "adapter"}'},

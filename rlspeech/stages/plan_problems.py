@@ -57,8 +57,8 @@ def _check_cluster(config: DistillConfig) -> Iterator[str]:
         )
     if cluster.colocated and cluster.rollout_tensor_parallel > 1:
         yield (
-            f"cluster.rollout_tensor_parallel = {cluster.rollout_tensor_parallel} with cluster.colocated: an engine shares "
-            "the one GPU of a learner; set rollout_tensor_parallel = 1 or colocated = false"
+            f"cluster.rollout_tensor_parallel = {cluster.rollout_tensor_parallel} with cluster.colocated: an engine "
+            "shares the one GPU of a learner; set rollout_tensor_parallel = 1 or colocated = false"
         )
     if cluster.sync == "adapter" and config.lora is None:
         yield "cluster.sync = 'adapter' without [lora]: there is no adapter to send; set 'merged'"
