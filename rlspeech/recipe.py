@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -17,6 +17,7 @@ from rlspeech.config import (
     EvaluateConfig,
     PipelineConfig,
     ReportConfig,
+    ServeConfig,
     SftConfig,
     SynthConfig,
 )
@@ -33,6 +34,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "pipeline": PipelineConfig,
+    "serve": ServeConfig,
 }
 NONE = "none"  # TOML has no null; this word is None wherever a setting may be None
 
@@ -243,6 +245,8 @@ def _parse(annotation: Any, text: str) -> Any:
     if section_of(annotation) or any(get_origin(t) is dict for t in types):
         return _toml_value(text)
     for t in types:
+        if get_origin(t) is Literal and text in map(str, get_args(t)):
+            return next(choice for choice in get_args(t) if str(choice) == text)
         if get_origin(t) in (list, tuple):
             if text.lstrip().startswith("["):
                 return _toml_value(text)

@@ -103,7 +103,7 @@ def test_a_flag_of_a_section_that_is_off_turns_it_on(recipe):
         (SMALL + "batch = 1.5", " [optim] batch: must be a whole number, got 1.5"),
         (SMALL + "batch = '8'", " [optim] batch: must be a whole number, got '8'"),
         (SMALL + "schedule = 'x'", " [optim] schedule: must be 'linear', 'cosine' or 'constant', got 'x'"),
-        (SMALL + "[loss_options]\nbeta = 'x'", " [loss_options] beta: must be a number, got 'x'"),
+        (SMALL + "[loss_options]\nbeta = [1]", " [loss_options] beta: must be a number, got [1]"),
         ("seed = -1" + SMALL, " seed: must be at least 0, got -1"),
         ("optim = 3", " optim: must be a table, got 3"),
         ("stage = 'sft'" + SMALL, ": a recipe of 'sft', given to 'distill'"),

@@ -190,6 +190,10 @@ class Cluster:
         elif time.monotonic() - actor.moved_s > (patience_s := actor.patience_s or self.settings.hang_s):
             raise Lost(actor, f"has not got on for {patience_s:.0f} s")
 
+    def interrupt(self) -> None:
+        """Whoever waits for an actor gives up, within a heartbeat."""
+        self.interrupted = True
+
     def kill(self, actor: Actor) -> None:
         """Ends an actor, a stopped one too."""
         import ray

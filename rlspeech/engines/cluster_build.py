@@ -1,0 +1,110 @@
+"""The engines of a recipe on Ray: DeepSpeed ranks, vLLM engines that write, vLLM engines that score."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlspeech.catalog import is_url
+from rlspeech.config import ClusterConfig, DistillConfig, TeacherConfig
+from rlspeech.engines.build import Engines, build_teachers, check_tokenizer, reading_of
+from rlspeech.engines.cluster import Actor, Cluster
+from rlspeech.engines.cluster_learner import ClusterLearner
+from rlspeech.engines.cluster_rollouts import ClusterRollouts
+from rlspeech.engines.cluster_teacher import ClusterTeacher
+from rlspeech.engines.loading import StudentPlace
+from rlspeech.engines.pool import Pool
+from rlspeech.engines.vllm_engine import Layout
+from rlspeech.engines.workers import RolloutWorker, TeacherWorker
+from rlspeech.protocols import Student, Teacher
+
+
+@contextmanager
+def build_on_cluster(
+    config: DistillConfig, settings: ClusterConfig, place: StudentPlace, prepare: Mapping[str, Any]
+) -> Iterator[Engines]:
+    """All roles load side by side. After the block no process of the run is left."""
+    cores = config.threads or len(os.sched_getaffinity(0))
+    cluster = Cluster.start(settings, threads=cores)
+    try:
+        site = Site(config, settings, cluster, cores)
+        cluster.place(site.bundles)
+        student = place.load(weights=False)
+        rollouts = site.rollouts(place)
+        teacher = build_teachers(config, student, site.teacher)
+        learner = site.learner(place, prepare)
+        for pool in site.pools:
+            pool.await_start()
+        yield Engines(student, rollouts, teacher, learner, interrupt=cluster.interrupt)
+    finally:
+        cluster.close()
+
+
+class Site:
+    """Who sits where. GPUs are reserved in the order: learners, rollout workers where apart, teachers."""
+
+    def __init__(self, config: DistillConfig, settings: ClusterConfig, cluster: Cluster, cores: int) -> None:
+        self.config, self.settings, self.cluster, self.cores = config, settings, cluster, cores
+        self.pools: list[Pool] = []
+        self.own_rollouts = 0 if settings.colocated else settings.rollout_workers
+        served = [config.teacher, *(route.model for route in config.teachers.values())]
+        self.next_teacher = settings.learners + self.own_rollouts
+        self.bundles = [
+            *[1] * settings.learners,
+            *[settings.rollout_tensor_parallel] * self.own_rollouts,
+            *[settings.teacher_tensor_parallel] * (settings.teachers * sum(not is_url(model) for model in served)),
+        ]
+
+    def threads(self, workers: int) -> int:
+        """CPU threads of each worker of a role, whose workers work at the same time."""
+        return max(1, self.cores // workers)
+
+    def rollouts(self, place: StudentPlace) -> ClusterRollouts:
+        settings, config = self.settings, self.config
+        layout = Layout(
+            tensor_parallel=settings.rollout_tensor_parallel,
+            threads=self.threads(settings.rollout_workers),
+            adapter_rank=config.lora.rank if config.lora and settings.sync == "adapter" else 0,
+            colocated=settings.colocated,
+        )
+
+        def make(number: int) -> Actor:
+            gpus, bundle = (0.5, number) if settings.colocated else (layout.tensor_parallel, settings.learners + number)
+            arguments = (place, config.vllm, layout)
+            return self.cluster.actor(RolloutWorker, *arguments, name=f"rollout {number}", gpus=gpus, bundle=bundle)
+
+        pool = self._pool("rollout", make, settings.rollout_workers)
+        return ClusterRollouts(
+            pool,
+            config.vllm.max_num_seqs,
+            bucket_mib=settings.sync_bucket_mib,
+            adapter_only=settings.sync == "adapter",
+            colocated=settings.colocated,
+        )
+
+    def teacher(
+        self, config: DistillConfig, student: Student, folder: Path, reading: TeacherConfig, top_k: int | None
+    ) -> Teacher:
+        """Workers of one teacher. `top_k` says how it stands among others: a served teacher always has its own."""
+        check_tokenizer(folder, student)
+        settings, first = self.settings, self.next_teacher
+        self.next_teacher += settings.teachers
+        layout = Layout(
+            tensor_parallel=settings.teacher_tensor_parallel, threads=self.threads(settings.teachers), teacher=True
+        )
+        how = reading_of(reading)
+
+        def make(number: int) -> Actor:
+            arguments = (folder, how, top_k or reading.top_k, config.vllm, layout)
+            place = {"gpus": layout.tensor_parallel, "bundle": first + number}
+            return self.cluster.actor(TeacherWorker, *arguments, name=f"teacher {number}", **place)
+
+        return ClusterTeacher(self._pool("teacher", make, settings.teachers), how, config.vllm.max_num_seqs)
+
+    def _pool(self, role: str, make: Any, size: int) -> Pool:
+        pool = Pool.begin(role, self.cluster, make, size)
+        self.pools.append(pool)
+        return pool
