@@ -98,6 +98,7 @@ class Distillation:
     engines: Engines
     held_out: HeldOut
     ahead: Ahead = field(init=False)
+    sync_s: float = 0.0  # that the weights of the next samples took
 
     def __enter__(self) -> "Distillation":
         lag, steps = self.config.max_policy_lag, self.config.optim.steps
@@ -118,7 +119,9 @@ class Distillation:
         self.engines.learner.restart()
 
     def _sync(self, step: int) -> None:
+        started_s = time.monotonic()
         self.engines.rollouts.load_weights(self.engines.learner, step)
+        self.sync_s = time.monotonic() - started_s
 
     def _sample(self, step: int) -> Prepared:
         config, engines = self.config, self.engines
@@ -139,6 +142,7 @@ class Distillation:
             ranks=engines.learner.ranks,
         )
         metrics = rollout_metrics(rollouts, step=step, sample_s=sampled_s - started_s, score_s=scored_s - sampled_s)
+        metrics["time/sync_s"] = self.sync_s
         return Prepared(batches, metrics, partial(self._look, step, rollouts))
 
     def _look(self, step: int, rollouts: Sequence[Rollout], learned: Learned) -> Mapping[str, float]:
