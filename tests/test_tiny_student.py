@@ -13,6 +13,7 @@ from transformers import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 from rlspeech.embedded import pair
 from rlspeech.embedded.ctranslate2 import read_variables
 from rlspeech.embedded.wheels import wheel_file
+from rlspeech.engines.merging import merged_weights
 from rlspeech.errors import UserError
 from rlspeech.students.tiny import Student
 from rlspeech.types import Prompt, Sample, Waveform
@@ -123,7 +124,7 @@ def test_a_saved_folder_loads_in_transformers_with_the_same_logits(small: Studen
     wave = noise(1.3)
     heard = prompt(small, wave)
     own = logits(adapted(small), heard)
-    small.save(tmp_path)
+    small.save(tmp_path, dict(merged_weights(small)))
     loaded = AudioFlamingo3ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(tmp_path)
     content = [{"type": "audio"}, {"type": "text", "text": "Who is speaking?"}]
@@ -139,7 +140,7 @@ def test_the_adapter_beside_the_weights_is_one_that_peft_loads(small: Student, t
     heard = prompt(small, noise(1.0))
     base = {name: value.clone() for name, value in small.model.state_dict().items()}
     own = logits(adapted(small), heard)
-    small.save(tmp_path)
+    small.save(tmp_path, dict(merged_weights(small)))
     plain = AudioFlamingo3ForConditionalGeneration(small.model.config)
     plain.load_state_dict(base)
     peft = PeftModel.from_pretrained(plain, tmp_path / "adapter").merge_and_unload()
@@ -192,3 +193,55 @@ def test_a_cut_off_ctranslate2_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(whole[:100_000])
     with pytest.raises(UserError, match="not a whole CTranslate2 model"):
         read_variables(tmp_path / "model.bin")
+
+
+def test_without_weights_a_student_renders_and_holds_no_memory(small_student: Path, small: Student) -> None:
+    light = Student.load(small_student, weights=False)
+    assert all(value.is_meta for value in light.model.parameters())
+    assert prompt(light, noise(1.0)).token_ids == prompt(small, noise(1.0)).token_ids
+    assert light.placeholder_id == small.placeholder_id
+    assert list(light.model.state_dict()) == list(small.model.state_dict())
+
+
+def test_a_sample_without_audio_is_a_prompt_of_text(small: Student) -> None:
+    asked = small.render(Sample("a", "Who is speaking?"), None)
+    assert asked.features is None
+    assert asked.audio_key == ""
+    assert small.placeholder_id not in asked.token_ids
+    heard = prompt(small, noise(1.0))
+    assert tuple(token for token in heard.token_ids if token != small.placeholder_id) == asked.token_ids
+
+
+def test_vllm_gets_one_placeholder_for_each_audio_and_the_wave_once(small: Student) -> None:
+    heard = prompt(small, noise(1.0))
+    given = small.vllm_input(heard)
+    assert given["prompt_token_ids"].count(small.placeholder_id) == 1
+    wave, rate_hz = given["multi_modal_data"]["audio"]
+    assert (wave is heard.features, rate_hz) == (True, RATE_HZ)
+    assert given["multi_modal_uuids"] == {"audio": heard.audio_key}
+    asked = small.render(Sample("a", "Who is speaking?"), None)
+    assert small.vllm_input(asked) == {"prompt_token_ids": list(asked.token_ids)}
+
+
+def test_rows_with_and_without_audio_embed_as_each_does_alone(small: Student) -> None:
+    heard, asked = prompt(small, noise(1.0)), small.render(Sample("b", "Who is speaking?"), None)
+    width = len(heard.token_ids)
+    ids = torch.tensor([[*asked.token_ids, *[2] * (width - len(asked.token_ids))], heard.token_ids])
+    with torch.no_grad():
+        together = small.embed(ids, [asked, heard])
+        assert torch.allclose(together[1:], small.embed(ids[1:], [heard]), atol=1e-6)
+        assert torch.equal(together[:1], small.embed(ids[:1], [asked]))
+
+
+def test_a_batch_without_audio_still_reaches_the_projector_where_ranks_meet_there(small: Student) -> None:
+    small.prepare("align", train_encoder=True)
+    asked = small.render(Sample("b", "Who is speaking?"), None)
+    ids = torch.tensor([asked.token_ids])
+    plain = small.embed(ids, [asked])
+    assert not plain.requires_grad
+    small.always_encode = True
+    reached = small.embed(ids, [asked])
+    assert torch.equal(reached, plain)
+    reached.sum().backward()
+    learns = [value for value in small.model.parameters() if value.requires_grad]
+    assert all(value.grad is not None and not value.grad.any() for value in learns)

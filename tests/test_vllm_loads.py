@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rlspeech.config import TestsConfig
+from rlspeech.engines.merging import merged_weights
 from rlspeech.engines.rollout_transformers import TransformersRollouts
 from rlspeech.protocols import Sampling
 from rlspeech.stages.hearing import flat, hear, listen, read_samples, recordings_of
@@ -25,7 +26,7 @@ def test_vllm_answers_from_a_saved_checkpoint_as_transformers_does(tiny_folder: 
             torch.nn.init.normal_(value, std=0.02)
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
-    student.save(checkpoint)
+    student.save(checkpoint, dict(merged_weights(student)))
     samples = recordings_of(read_samples(spoken / "train.jsonl", TestsConfig(), ("audio",)), 1)[:3]
     samples, prompts = flat(hear(student, listen(samples)))
     ours = TransformersRollouts(student).generate(samples, prompts, Sampling(max_tokens=12))

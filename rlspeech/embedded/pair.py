@@ -83,12 +83,15 @@ def teacher_folder() -> Path:
 
 
 def write_published(folder: Path, model: AudioFlamingo3ForConditionalGeneration, state: Mapping[str, Tensor]) -> None:
-    """Config, generation config and weights (names as in the model) under published names, into an existing folder."""
+    """Config, generation config and weights under published names, into an existing folder.
+
+    The names of `state` are the model's own or published already.
+    """
     model.config.architectures = [type(model).__name__]
     model.config.dtype = next(iter(state.values())).dtype
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    tensors = {published_name(name): value.detach().contiguous().clone() for name, value in state.items()}
+    tensors = {published_name(name): value.detach().contiguous() for name, value in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 

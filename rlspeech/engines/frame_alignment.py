@@ -82,7 +82,7 @@ def _labelled(
         frames.append(encoded)
         if len(encoded) == 0:
             raise ValueError(f"{prompt.audio_key}: no frames")
-    tokens = [student.model.config.audio_token_id, *sorted(set(labels) - {SILENCE})]
+    tokens = [student.placeholder_id, *sorted(set(labels) - {SILENCE})]
     place = {token: index for index, token in enumerate(tokens)} | {SILENCE: 0}
     return torch.cat(frames), torch.tensor([place[label] for label in labels]), tokens
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlspeech.config import OptimConfig
 from rlspeech.engines.measure import Sums, measure, policy_of
+from rlspeech.engines.merging import merged_weights
 from rlspeech.protocols import Learned, Loss, Student
 from rlspeech.types import TokenBatch
 
@@ -72,11 +73,10 @@ class TorchLearner:
         return measure(self.student, batches, loss, temperature=temperature)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, value in self.student.merged_state().items():
-            yield self.student.published_name(name), value
+        return merged_weights(self.student, learned_only=True)
 
     def export(self, folder: Path) -> None:
-        self.student.save(folder)
+        self.student.save(folder, dict(merged_weights(self.student)))
 
     def save(self, folder: Path) -> None:
         """Safetensors and JSON-like numbers only: nothing in the folder can run code when it is read."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -54,7 +53,7 @@ class TransformersRollouts:
                 sampling=sampling,
                 end_ids=[self.student.end_token_id],
                 pad_id=self.student.end_token_id,
-                never=[self.student.model.config.audio_token_id],
+                never=[self.student.placeholder_id],
             )
         n = sampling.n
         return {
@@ -74,10 +73,11 @@ class TransformersRollouts:
 
 
 def _by_audio(prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Indices of prompts that hear the same audio, in order of first appearance."""
-    order = sorted(range(len(prompts)), key=lambda index: prompts[index].audio_key)
-    groups = [list(group) for _, group in groupby(order, key=lambda index: prompts[index].audio_key)]
-    return sorted(groups)
+    """Indices of prompts that hear the same audio, in order of first appearance; a prompt without audio is alone."""
+    groups: dict[str | int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(prompt.audio_key or index, []).append(index)
+    return list(groups.values())
 
 
 def _chunks(groups: Sequence[list[int]], prompts: Sequence[Prompt], batch: int, n: int) -> list[list[list[int]]]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor
+from transformers import AudioFlamingo3Config, AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor
 
 from rlspeech.embedded.pair import END_TOKEN_ID, MARK, SOUND, published_name, write_published
 from rlspeech.errors import UserError
@@ -27,8 +27,10 @@ from rlspeech.types import Prompt, Sample, Waveform
 WINDOW_S = 30  # the encoder hears windows of this length
 HOP = 160  # audio samples a mel frame
 MARGIN_FRAMES = 10  # mel frames of silence kept behind the sound, so that its last frames are those of a padded window
+RATE_HZ = 16_000
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CACHED_FRAMES = 400_000  # encoder outputs kept while the encoder is frozen: 600 MB
+SILENCE = Prompt((), np.zeros(RATE_HZ // 10, np.float32), "silence")  # heard where there is nothing to hear
 
 
 @dataclass
@@ -38,15 +40,25 @@ class Student:
     model: AudioFlamingo3ForConditionalGeneration
     processor: AudioFlamingo3Processor
     lora: Mapping[str, Any] | None = None
+    always_encode: bool = False  # set by a learner whose ranks meet in the tower or the projector: see `embed`
     _frames: dict[str, Tensor] = field(default_factory=dict)  # encoder outputs by audio_key
 
     end_token_id = END_TOKEN_ID
     frame_s = 0.04
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32) -> Student:
-        model = AudioFlamingo3ForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Student:
+        kind = AudioFlamingo3ForConditionalGeneration
+        if weights:
+            model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        else:
+            with torch.device("meta"):
+                model = kind(AudioFlamingo3Config.from_pretrained(folder)).to(dtype)
         return cls(model.eval().requires_grad_(False), AudioFlamingo3Processor.from_pretrained(folder))
+
+    @property
+    def placeholder_id(self) -> int:
+        return self.model.config.audio_token_id
 
     @property
     def tokenizer(self) -> Any:
@@ -60,39 +72,60 @@ class Student:
     def head(self) -> Tensor:
         return self.model.lm_head.weight
 
-    def render(self, sample: Sample, audio: Waveform) -> Prompt:
+    def render(self, sample: Sample, audio: Waveform | None) -> Prompt:
         """The audio, then the instruction, as a user's turn; ids as the processor gives them, placeholders expanded."""
         for token in self.tokenizer.all_special_tokens:
             if token in sample.instruction:
                 raise UserError(f"{sample.id}: the instruction holds {token}, which stands for something else")
+        if audio is None:
+            return Prompt(tuple(self._ids(self._template([{"type": "text", "text": sample.instruction}]))))
         frames = _frames_out(len(audio.samples))
         if frames < 1:
             raise UserError(f"{sample.id}: {audio.duration_s:.3f} s of audio is too short to hear; 0.04 s is the least")
         if audio.duration_s > self.processor.max_audio_len:
             raise UserError(f"{sample.id}: {audio.duration_s:.0f} s of audio; at most {self.processor.max_audio_len} s")
-        head, tail = self._template_ids(sample.instruction)
-        sound_id = self.model.config.audio_token_id
-        return Prompt((*head, *[sound_id] * frames, *tail), audio.samples, _key(sample))
+        text = self._template([{"type": "audio"}, {"type": "text", "text": sample.instruction}])
+        # The placeholder is a special token: text on its sides never merges.
+        before, after = (self._ids(part) for part in text.split(SOUND, 1))
+        return Prompt((*before, *[self.placeholder_id] * frames, *after), audio.samples, _key(sample))
 
-    def _template_ids(self, instruction: str) -> tuple[list[int], list[int]]:
-        """Token ids before and after the audio. The placeholder is a special token: text on its sides never merges."""
-        content = [{"type": "audio"}, {"type": "text", "text": instruction}]
+    def _template(self, content: list[dict[str, str]]) -> str:
         messages = [{"role": "user", "content": content}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        before, after = text.split(SOUND, 1)
-        encode = lambda part: self.tokenizer(part, add_special_tokens=False).input_ids  # noqa: E731
-        return encode(before), encode(after)
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def vllm_input(self, prompt: Prompt) -> dict[str, Any]:
+        """One placeholder an audio, which vLLM expands; it caches what it has heard under `audio_key`."""
+        if prompt.features is None:
+            return {"prompt_token_ids": list(prompt.token_ids)}
+        first, count = prompt.token_ids.index(self.placeholder_id), prompt.token_ids.count(self.placeholder_id)
+        return {
+            "prompt_token_ids": [*prompt.token_ids[: first + 1], *prompt.token_ids[first + count :]],
+            "multi_modal_data": {"audio": (prompt.features, RATE_HZ)},
+            "multi_modal_uuids": {"audio": prompt.audio_key},
+        }
 
     def collate(self, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
         """Prompts with the audio of each row; `embed` encodes it."""
         return tuple(prompts)
 
     def embed(self, input_ids_BT: Tensor, features: Sequence[Prompt]) -> Tensor:
-        """Input embeddings [B, T, D]: the audio of row b at the placeholders of row b."""
-        frames = self.encode(features)
-        is_sound_BT = input_ids_BT == self.model.config.audio_token_id
+        """Input embeddings [B, T, D]: the audio of row b at the placeholders of row b; rows without audio have none.
+
+        With `always_encode` a batch without audio sends silence through tower and projector and adds nothing of it:
+        ranks that gather parameters or sum gradients there would otherwise wait for one another for ever.
+        """
         embeddings = self.model.get_input_embeddings()(input_ids_BT)
+        heard = [prompt for prompt in features if prompt.features is not None]
+        if not heard and not self.always_encode:
+            return embeddings
+        frames = self.encode(heard or [SILENCE])
         audio = self.project(torch.cat(frames)).to(embeddings.dtype)
+        if not heard:
+            return embeddings + 0 * audio.sum()
+        is_sound_BT = input_ids_BT == self.placeholder_id
         return embeddings.masked_scatter(is_sound_BT[..., None].expand_as(embeddings), audio)
 
     def project(self, frames: Tensor) -> Tensor:
@@ -100,8 +133,8 @@ class Student:
         return self.model.model.multi_modal_projector(frames)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Encoder output [F, H] of each prompt's audio; remembered while the encoder is frozen."""
-        if self.model.model.audio_tower.conv1.weight.requires_grad:
+        """Encoder output [F, H] of each prompt's audio; remembered while the encoder is frozen, not with `always_encode`."""
+        if self.always_encode or self.model.model.audio_tower.conv1.weight.requires_grad:
             return self._encode([prompt.features for prompt in prompts])
         missing = {p.audio_key: p.features for p in prompts if p.audio_key not in self._frames}
         with torch.no_grad():
@@ -181,39 +214,25 @@ class Student:
     def published_name(self, parameter: str) -> str:
         return published_name(parameter)
 
-    def merged_state(self) -> dict[str, Tensor]:
-        """Parameters under the model's own names, LoRA added to the matrices it adapts."""
-        state = {}
-        for name, value in self.model.state_dict().items():
-            if ".lora_" not in name:
-                state[name.replace(".base_layer.", ".")] = value
-        for name, module in self.model.named_modules():
-            if hasattr(module, "get_delta_weight"):
-                state[f"{name}.weight"] = (
-                    module.base_layer.weight.detach() + module.get_delta_weight("default").detach()
-                )
-        return state
-
-    def save(self, folder: Path) -> None:
-        """Merged weights and processor into an existing folder; the adapter as learned beside them."""
-        write_published(folder, self.model, self.merged_state())
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Merged weights under published names and processor into an existing folder; the adapter beside them."""
+        write_published(folder, self.model, weights)
         self.processor.save_pretrained(folder)
         (folder / MARK).write_text(json.dumps({"family": "tiny"}))
         if self.lora:
-            self._save_adapter(folder / "adapter")
+            (folder / "adapter").mkdir()
+            self.save_adapter(folder / "adapter")
 
-    def _save_adapter(self, folder: Path) -> None:
-        folder.mkdir()
+    def save_adapter(self, folder: Path) -> None:
+        """The adapter as PEFT loads it, into an existing folder."""
         prefix = "base_model.model."
         adapter = {
             prefix + name.replace(".default.", "."): value.detach().contiguous()
-            for name, value in self.model.state_dict().items()
+            for name, value in self.model.named_parameters()
             if ".lora_" in name
         }
         save_file(adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        settings = self.model.peft_config["default"] if hasattr(self.model, "peft_config") else None
-        if settings is not None:
-            settings.save_pretrained(folder)
+        self.model.peft_config["default"].save_pretrained(folder)
 
 
 def encode_windows(tower: nn.Module, windows: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
@@ -222,14 +241,16 @@ def encode_windows(tower: nn.Module, windows: Sequence[tuple[Tensor, int]]) -> l
     Positions behind the sound are masked in every attention, so leaving them out changes nothing; the convolutions
     see one frame ahead, hence the margin of silence in `windows` (log-mel [80, frames], frames of sound).
     """
-    mels, sound = [mel for mel, _ in windows], torch.tensor([frames for _, frames in windows])
+    first = tower.conv1.weight
+    mels, sound = [mel for mel, _ in windows], torch.tensor([frames for _, frames in windows], device=first.device)
     width = max(mel.shape[1] for mel in mels)
     width += width % 2
-    batch = torch.stack([nn.functional.pad(mel, (0, width - mel.shape[1])) for mel in mels]).to(tower.conv1.weight)
+    batch = torch.stack([nn.functional.pad(mel, (0, width - mel.shape[1])) for mel in mels]).to(first)
     hidden = nn.functional.gelu(tower.conv2(nn.functional.gelu(tower.conv1(batch)))).permute(0, 2, 1)
-    hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
+    places = torch.arange(hidden.shape[1], device=first.device)
+    hidden = hidden + tower.embed_positions(places)
     heard = (sound - 1) // 2 + 1
-    mask = (torch.arange(hidden.shape[1]) < heard[:, None])[:, None, None, :]
+    mask = (places < heard[:, None])[:, None, None, :]
     mask = mask.expand(-1, 1, hidden.shape[1], -1)
     for layer in tower.layers:
         hidden = layer(hidden, mask)
@@ -240,7 +261,7 @@ def encode_windows(tower: nn.Module, windows: Sequence[tuple[Tensor, int]]) -> l
 @lru_cache(maxsize=4096)
 def _frames_out(samples: int) -> int:
     """Placeholders for an audio: as the processor counts them, over all windows at once."""
-    window = WINDOW_S * 16_000
+    window = WINDOW_S * RATE_HZ
     full, rest = divmod(samples, window)
     mel = full * (window // HOP) + -(-rest // HOP)
     return max(0, ((mel - 1) // 2 + 1 - 2) // 2 + 1) if mel else 0
