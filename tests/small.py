@@ -27,7 +27,12 @@ TEXT = {
 ENDS = {"bos_token_id": 1, "eos_token_id": END_TOKEN_ID, "pad_token_id": END_TOKEN_ID}
 
 
-def write_student(folder: Path, tiny_folder: Path) -> Path:
+def shape(head_dim: int) -> dict[str, int]:
+    """Four query heads and two of keys; vLLM's attention on a CPU wants heads of at least 32."""
+    return TEXT | {"hidden_size": 4 * head_dim, "intermediate_size": 8 * head_dim}
+
+
+def write_student(folder: Path, tiny_folder: Path, *, head_dim: int = 8) -> Path:
     processor = AutoProcessor.from_pretrained(tiny_folder)
     sound_id = processor.tokenizer.convert_tokens_to_ids("<sound>")
     audio = {"num_mel_bins": 80, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -35,7 +40,9 @@ def write_student(folder: Path, tiny_folder: Path) -> Path:
         audio_token_id=sound_id,
         tie_word_embeddings=False,
         audio_config=audio | {"intermediate_size": 64, "max_source_positions": 1500},
-        text_config={"model_type": "qwen2", "vocab_size": sound_id + 1, "tie_word_embeddings": False, **TEXT, **ENDS},
+        text_config={"model_type": "qwen2", "vocab_size": sound_id + 1, "tie_word_embeddings": False}
+        | shape(head_dim)
+        | ENDS,
     )
     torch.manual_seed(0)
     model = AudioFlamingo3ForConditionalGeneration(config).eval()
@@ -47,10 +54,10 @@ def write_student(folder: Path, tiny_folder: Path) -> Path:
     return folder
 
 
-def write_teacher(folder: Path, teacher_folder: Path) -> Path:
+def write_teacher(folder: Path, teacher_folder: Path, *, head_dim: int = 8) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
     torch.manual_seed(1)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **TEXT, **ENDS)).eval()
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape(head_dim), **ENDS)).eval()
     with torch.no_grad():
         model.lm_head.weight.mul_(30)  # a random head is nearly indifferent: this one has opinions to learn
     model.generation_config = GenerationConfig(**ENDS)
