@@ -62,15 +62,14 @@ class Client:
     @classmethod
     def of(cls, url: str, *, timeout_s: float, retries: int, requests: int, key_env: str) -> Client:
         """Raises UserError where the URL is none, or holds what belongs elsewhere."""
+        if "@" in url or "?" in url:  # not repeated: a key may be in it
+            raise UserError(f"teacher: a URL with @ or ?; give the key in the environment variable {key_env} instead")
         try:
             parts = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise UserError(f"teacher {url!r}: not a URL ({error})") from None
+            raise UserError(f"teacher {url}: {error}; give an address such as http://127.0.0.1:8000") from None
         if parts.scheme not in ("http", "https") or not parts.host:
-            raise UserError(f"teacher {url!r}: not a URL of a server, such as http://127.0.0.1:8000")
-        if parts.userinfo or parts.query:
-            plain = parts.copy_with(userinfo=b"", query=None)
-            raise UserError(f"teacher {plain}: give no key in the URL, but in the environment variable {key_env}")
+            raise UserError(f"teacher {url}: no address of a server, such as http://127.0.0.1:8000")
         root = str(parts.copy_with(fragment=None)).rstrip("/").removesuffix("/v1")
         return cls(root, timeout_s, retries, requests, key_env, _key_from(key_env))
 

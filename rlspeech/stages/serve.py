@@ -30,7 +30,7 @@ GIB = 2**30
 
 
 def run(config: ServeConfig) -> None:
-    """Serves until it is interrupted. Raises UserError where model, vLLM or port cannot be had, or vLLM ends by itself."""
+    """Serves until it is interrupted. Raises UserError where model, vLLM or port is not to be had, or vLLM ends."""
     folder = trusted(fetch(resolve(config.model)), config.trust_remote_code)
     on_cpu = is_cpu_build()
     _check_port(config.host, config.port)
@@ -83,8 +83,9 @@ def environment(config: ServeConfig, *, on_cpu: bool) -> dict[str, str]:
     if not log.isEnabledFor(logging.DEBUG):
         ours["VLLM_LOGGING_LEVEL"] = "ERROR"
     if on_cpu:
-        # vLLM would leave one core to its server and bind its threads to the others: of two cores it would use one
-        ours["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # vLLM would leave one core to its server and bind its threads to the others: of two cores it would use one.
+        # Threads that spin while they wait make it many times slower where the cores are shared with another process.
+        ours |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PASSIVE"}
     result = {**ours, **os.environ}
     if on_cpu:
         result["OMP_NUM_THREADS"] = str(config.threads or len(os.sched_getaffinity(0)))
