@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rlspeech.maths.packing import PADDING, SHARED, attention_mask, pack, required, split
+from rlspeech.maths.packing import PADDING, SHARED, attention_mask, deal, pack, required
 from rlspeech.types import TokenBatch
 
 PAD = 0
@@ -97,19 +99,47 @@ def test_padding_sees_itself_alone_and_is_seen_by_nobody_else(groups: list[list[
     assert not bool((seen & either & ~itself).any())
 
 
+def length(group: list[Member]) -> int:
+    return pack([group], pad_id=PAD).input_ids.shape[1]
+
+
 @given(group_lists, st.integers(1, 5))
 def test_every_group_is_in_one_micro_batch_and_neighbours_are_of_like_length(groups: list[list[Member]], rows: int):
-    batches = split(groups, rows)
+    batches = deal(groups, max_rows=rows)
     order = [index for batch in batches for index in batch]
     assert sorted(order) == list(range(len(groups)))
     assert all(1 <= len(batch) <= rows for batch in batches)
-    lengths = [pack([groups[index]], pad_id=PAD).input_ids.shape[1] for index in order]
+    lengths = [length(groups[index]) for index in order]
     assert lengths == sorted(lengths, reverse=True)
+
+
+@given(group_lists, st.integers(1, 3), st.integers(2, 4))
+def test_ranks_have_equally_many_micro_batches_no_more_than_needed_and_each_group_once(
+    groups: list[list[Member]], rows: int, ranks: int
+):
+    batches = deal(groups, max_rows=rows, ranks=ranks)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(groups)))
+    assert all(len(batch) <= rows for batch in batches)
+    assert len(batches) == ranks * math.ceil(len(groups) / (ranks * rows))
+
+
+@given(group_lists, st.integers(2, 4))
+def test_ranks_differ_by_no_more_than_the_longest_group_where_memory_allows(groups: list[list[Member]], ranks: int):
+    batches = deal(groups, max_rows=max(1, len(groups)), ranks=ranks)
+    loads = [sum(length(groups[index]) for batch in batches[rank::ranks] for index in batch) for rank in range(ranks)]
+    assert max(loads) - min(loads) <= max(map(length, groups), default=0)
+
+
+def test_two_ranks_are_dealt_by_length():
+    groups = [[([1] * size, [2])] for size in (9, 1, 5, 4)]  # rows of 9, 1, 5 and 4 tokens
+    assert deal(groups, max_rows=2, ranks=2) == [[0, 1], [2, 3]]
+    assert deal(groups, max_rows=1, ranks=2) == [[0], [2], [1], [3]]
+    assert deal(groups[:3], max_rows=1, ranks=2) == [[0], [2], [], [1]]
 
 
 def test_micro_batches_of_no_rows_are_refused():
     with pytest.raises(ValueError, match="max_rows"):
-        split([], 0)
+        deal([], max_rows=0)
 
 
 SIZES = {

@@ -1,12 +1,21 @@
-"""Rollouts, with what a teacher says of them, to the learner's micro-batches."""
+"""Rollouts, with what a teacher says of them, to the learner's micro-batches.
 
+N reply tokens of a batch, K teacher's top tokens, V vocabulary, D hidden size.
+"""
+
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
-from rlspeech.maths.packing import pack, split
+from rlspeech.maths.packing import deal, pack
 from rlspeech.protocols import Student
 from rlspeech.types import Completion, Prompt, Rollout, Sample, Scored, TokenBatch
+
+NOBODY = -1  # `TokenBatch.rollout` of tokens that only fill a rank's turn
 
 
 def reference_rollouts(student: Student, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[Rollout]:
@@ -26,19 +35,29 @@ def make_batches(
     *,
     micro_batch: int,
     scored: Sequence[Scored] | None = None,
-    teacher_head: torch.Tensor | None = None,
+    teacher_head: Tensor | None = None,
+    ranks: int = 1,
 ) -> list[TokenBatch]:
-    """One row an audio, `micro_batch` rows at most. Prompts of one audio share its positions."""
-    groups: dict[str, list[int]] = {}
+    """One row an audio, `micro_batch` rows at most. Prompts of one audio share its positions.
+
+    Batch i belongs to rank i % ranks, and every rank has equally many. Where there is no row for a rank's turn it gets
+    a copy of the shortest one, which weighs nothing and belongs to nobody.
+    """
+    groups: dict[Any, list[int]] = {}
     for index, rollout in enumerate(rollouts):
-        groups.setdefault(rollout.prompt.audio_key, []).append(index)
+        groups.setdefault(rollout.prompt.audio_key or rollout.prompt.token_ids, []).append(index)
     rows = list(groups.values())
     members = [[(rollouts[i].prompt.token_ids, rollouts[i].completion.token_ids) for i in row] for row in rows]
+    turns = deal(members, max_rows=micro_batch, ranks=ranks)
+    spare = min(range(len(rows)), key=lambda row: sum(len(p) + len(r) for p, r in members[row]), default=0)
     batches = []
-    for chosen in split(members, micro_batch):
+    for turn in turns:
+        chosen = turn or [spare]
         packed = pack([members[row] for row in chosen], pad_id=student.end_token_id)
         order = [index for row in chosen for index in rows[row]]
         replies = [rollouts[index].completion for index in order]
+        found = _teacher([scored[index] for index in order], replies) if scored else {}
+        weights = found.pop("weights", torch.ones(len(packed.targets)))
         batches.append(
             TokenBatch(
                 input_ids=packed.input_ids,
@@ -47,25 +66,50 @@ def make_batches(
                 features=student.collate([rollouts[rows[row][0]].prompt for row in chosen]),
                 at=packed.at,
                 targets=packed.targets,
-                weights=torch.ones(len(packed.targets)),
-                rollout=torch.tensor(order)[packed.rollout],
-                sampler_logprobs=_flat(replies),
-                teacher_logprobs=torch.cat([scored[index].logprobs for index in order]) if scored else None,
-                teacher_hidden=_hidden([scored[index] for index in order]) if scored else None,
+                weights=weights if turn else torch.zeros_like(weights),
+                rollout=torch.tensor(order if turn else [NOBODY] * len(order))[packed.rollout],
+                sampler_logprobs=_sampled(replies),
                 teacher_head=teacher_head,
+                **found,
             )
         )
     return batches
 
 
-def _flat(replies: Sequence[Completion]) -> torch.Tensor | None:
-    """The sampler's log-probs [N]; None where the replies were not sampled."""
-    if not all(len(reply.logprobs) == len(reply.token_ids) for reply in replies):
+def _sampled(replies: Sequence[Completion]) -> Tensor | None:
+    """The sampler's log-probs [N], NaN of replies that were not sampled; None where none was."""
+    if not any(reply.logprobs for reply in replies):
         return None
-    return torch.tensor([value for reply in replies for value in reply.logprobs])
+    unknown = [(math.nan,) * len(reply.token_ids) for reply in replies]
+    values = [reply.logprobs or nan for reply, nan in zip(replies, unknown, strict=True)]
+    return torch.tensor([value for reply in values for value in reply])
 
 
-def _hidden(scored: Sequence[Scored]) -> torch.Tensor | None:
-    """The teacher's hidden states [N, D]; None of a teacher that gives none: full-vocabulary losses then refuse."""
-    states = [one.hidden for one in scored if one.hidden is not None]
-    return torch.cat(states) if len(states) == len(scored) else None
+def _teacher(scored: Sequence[Scored], replies: Sequence[Completion]) -> dict[str, Tensor | None]:
+    """What all scores have: a loss that needs a field which one of them lacks then refuses the batch."""
+    weights = [torch.full((len(reply.token_ids),), one.weight) for one, reply in zip(scored, replies, strict=True)]
+    hidden = [one.hidden for one in scored if one.hidden is not None]
+    ids, values = _padded(scored)
+    return {
+        "weights": torch.cat(weights),
+        "teacher_logprobs": torch.cat([one.logprobs for one in scored]),
+        "teacher_hidden": torch.cat(hidden) if len(hidden) == len(scored) else None,
+        "teacher_topk_ids": ids,
+        "teacher_topk_logprobs": values,
+    }
+
+
+def _padded(scored: Sequence[Scored]) -> tuple[Tensor | None, Tensor | None]:
+    """Lists of top tokens [N, K], as wide as the widest; what a shorter one lacks is absent: -inf."""
+    lists = [(one.topk_ids, one.topk_logprobs) for one in scored]
+    whole = [(ids, values) for ids, values in lists if ids is not None and values is not None]
+    if len(whole) < len(lists) or not whole:
+        return None, None
+    width = max(ids.shape[1] for ids, _ in whole)
+    more = [width - ids.shape[1] for ids, _ in whole]
+    return (
+        torch.cat([pad(ids, (0, lacking)) for (ids, _), lacking in zip(whole, more, strict=True)]),
+        torch.cat(
+            [pad(values, (0, lacking), value=-math.inf) for (_, values), lacking in zip(whole, more, strict=True)]
+        ),
+    )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlspeech.config import OptimConfig
-from rlspeech.engines.measure import Sums, measure, policy_of
+from rlspeech.config import ImportanceConfig, OptimConfig
+from rlspeech.engines import learner_state
+from rlspeech.engines.learner_state import LearnerState
+from rlspeech.engines.measure import UNCORRECTED, Sums, check_weight, look, measure, on, policy_of, weight_of
 from rlspeech.engines.merging import merged_weights
 from rlspeech.protocols import Learned, Loss, Student
 from rlspeech.types import TokenBatch
@@ -28,46 +29,67 @@ def rate_share(step: int, optim: OptimConfig) -> float:
     return warm * (floor + (1 - floor) * decay)
 
 
+def learnable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def parameter_groups(student: Student, optim: OptimConfig) -> list[dict[str, Any]]:
+    """What learns, the projector apart, each group with its peak rate."""
+    named = learnable(student.model).items()
+    projector = [value for name, value in named if student.is_projector(name)]
+    others = [value for name, value in named if not student.is_projector(name)]
+    peaks = ((projector, optim.projector_lr or optim.lr), (others, optim.lr))
+    return [{"params": values, "lr": peak, "peak": peak} for values, peak in peaks if values]
+
+
+def set_rates(optimizer: Any, step: int, optim: OptimConfig) -> float:
+    """Each group's rate at a step; the share of the peaks."""
+    share = rate_share(step, optim)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+    return share
+
+
+def check_norm(norm: float, step: int) -> None:
+    """Raises FloatingPointError where a gradient is infinite or no number, before anything is learned from it."""
+    if not isfinite(norm):
+        raise FloatingPointError(f"step {step + 1}: the gradient's norm is {norm}; nothing was learned")
+
+
 @dataclass
 class TorchLearner:
     student: Student
     optim: OptimConfig
     optimizer: torch.optim.Optimizer
+    importance: ImportanceConfig = UNCORRECTED
     steps_done: int = 0
+    ranks: int = 1
 
     @classmethod
-    def of(cls, student: Student, optim: OptimConfig) -> TorchLearner:
+    def of(cls, student: Student, optim: OptimConfig, importance: ImportanceConfig = UNCORRECTED) -> TorchLearner:
         """An optimizer over the parameters that `student.prepare` has left to learn."""
-        named = list(learnable(student.model).items())
-        projector = [value for name, value in named if student.is_projector(name)]
-        others = [value for name, value in named if not student.is_projector(name)]
-        peaks = ((projector, optim.projector_lr or optim.lr), (others, optim.lr))
-        groups = [{"params": values, "lr": peak, "peak": peak} for values, peak in peaks if values]
-        return cls(student, optim, torch.optim.AdamW(groups, weight_decay=optim.weight_decay))
+        optimizer = torch.optim.AdamW(parameter_groups(student, optim), weight_decay=optim.weight_decay)
+        return cls(student, optim, optimizer, importance)
 
     def step(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
         """One step on the weighted mean of the loss over all reply tokens of all micro-batches."""
+        total = weight_of(batches)
+        check_weight(total)
         self.student.model.train()
-        sums = Sums(batches)
+        sums = Sums()
         for batch in batches:
-            policy = policy_of(self.student, batch, temperature)
-            loss_N, metrics_N = loss(policy, batch)
-            sums.mean(loss_N, batch).backward()
-            sums.add(policy, batch, {"loss": loss_N.detach(), **metrics_N})
+            placed = on(batch, self.student.head().device)
+            seen = look(policy_of(self.student, placed, temperature), placed, loss, self.importance)
+            (seen.objective / total).backward()
+            sums.add(seen, placed)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.optim.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"step {self.steps_done + 1}: the gradient's norm is {float(norm)}; nothing was learned"
-            )
-        share = rate_share(self.steps_done, self.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.optim.max_grad_norm))
+        check_norm(norm, self.steps_done)
+        share = set_rates(self.optimizer, self.steps_done, self.optim)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
-        own = {"train/grad_norm": float(norm), "train/lr": self.optim.lr * share, "train/tokens": sums.total}
-        return Learned(sums.metrics() | own, sums.token_kl_nats)
+        return sums.learned({"train/grad_norm": norm, "train/lr": self.optim.lr * share, "train/tokens": total})
 
     def evaluate(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
         return measure(self.student, batches, loss, temperature=temperature)
@@ -79,34 +101,34 @@ class TorchLearner:
         self.student.save(folder, dict(merged_weights(self.student)))
 
     def save(self, folder: Path) -> None:
-        """Safetensors and JSON-like numbers only: nothing in the folder can run code when it is read."""
-        tensors = {f"parameter.{name}": value.detach() for name, value in learnable(self.student.model).items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        tensors["random"] = torch.get_rng_state()
-        tensors["steps_done"] = torch.tensor(self.steps_done)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "learner.safetensors")
+        named = learnable(self.student.model)
+        moments = {name: self.optimizer.state[value] for name, value in named.items() if self.optimizer.state[value]}
+        state = LearnerState(
+            parameters={name: value.detach().float() for name, value in named.items()},
+            exp_avg={name: found["exp_avg"] for name, found in moments.items()},
+            exp_avg_sq={name: found["exp_avg_sq"] for name, found in moments.items()},
+            updates={name: int(found["step"]) for name, found in moments.items()},
+            random=[learner_state.random_state()],
+            steps_done=self.steps_done,
+        )
+        learner_state.write(folder, state)
 
     def restore(self, folder: Path) -> None:
-        tensors = load_file(folder / "learner.safetensors")
+        """The state of a learner of any kind and any number of ranks."""
+        state = learner_state.read(folder)
         with torch.no_grad():
             for name, value in learnable(self.student.model).items():
-                value.copy_(tensors[f"parameter.{name}"])
-        state = self.optimizer.state_dict()
-        state["state"] = _optimizer_state(tensors)
-        self.optimizer.load_state_dict(state)
-        torch.set_rng_state(tensors["random"])
-        self.steps_done = int(tensors["steps_done"])
+                value.copy_(state.parameters[name])
+                self.optimizer.state.pop(value, None)
+                if name in state.updates:
+                    self.optimizer.state[value] = {
+                        "step": torch.tensor(float(state.updates[name])),
+                        "exp_avg": state.exp_avg[name].to(value),
+                        "exp_avg_sq": state.exp_avg_sq[name].to(value),
+                    }
+        learner_state.set_random_state(state, rank=0)
+        self.steps_done = state.steps_done
 
-
-def learnable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
-
-
-def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Any]]:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
-    return state
+    def restart(self) -> None:
+        """A learner in the process of its stage is lost with it: there is nothing to begin anew."""
+        raise RuntimeError("a learner in this process cannot be lost and started again")

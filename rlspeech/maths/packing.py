@@ -9,6 +9,7 @@ Shape letters: B rows, T tokens of a padded row, N reply tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -79,16 +80,32 @@ def attention_mask(branch_BT: Tensor) -> Tensor:
     return (seen_BTT | itself_TT)[:, None]
 
 
-def split(groups: Sequence[Sequence[Member]], max_rows: int) -> list[list[int]]:
-    """Micro-batches of at most `max_rows` groups of like length, as indices into `groups`; longest first.
+def deal(groups: Sequence[Sequence[Member]], *, max_rows: int, ranks: int = 1) -> list[list[int]]:
+    """Micro-batches of at most `max_rows` groups of like length, as indices; the i-th is for rank i % ranks.
 
-    Every group is in exactly one. Longest first, so that a lack of memory shows at the first forward pass.
+    Every group is in exactly one. All ranks have equally many, and no more than are needed; their groups are of about
+    the same length together. Those of a rank with too few groups for that are empty. A rank's longest come first, so
+    that a lack of memory shows at the first forward pass.
     """
-    if max_rows < 1:
-        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+    if max_rows < 1 or ranks < 1:
+        raise ValueError(f"max_rows and ranks must be at least 1, got {max_rows} and {ranks}")
     lengths = [len(_row(group).input_ids) for group in groups]
     order = sorted(range(len(groups)), key=lambda index: (-lengths[index], index))
-    return [order[start : start + max_rows] for start in range(0, len(order), max_rows)]
+    rounds = -(-len(groups) // (ranks * max_rows))
+    hands: list[list[int]] = [[] for _ in range(ranks)]
+    for index in order:  # each to the rank that has least to do
+        free = [hand for hand in hands if len(hand) < rounds * max_rows]
+        min(free, key=lambda hand: sum(lengths[other] for other in hand)).append(index)
+    dealt = [_even(hand, rounds) for hand in hands]
+    return [pieces[turn] for turn in range(rounds) for pieces in dealt]
+
+
+def _even(hand: Sequence[int], pieces: int) -> list[list[int]]:
+    """Consecutive pieces of nearly equal size, the larger ones last: what comes first is longest."""
+    if len(hand) <= pieces:
+        return [[index] for index in hand] + [[] for _ in range(pieces - len(hand))]
+    bounds = [len(hand) * piece // pieces for piece in range(pieces + 1)]
+    return [list(hand[start:end]) for start, end in pairwise(bounds)]
 
 
 def required(batch: TokenBatch, name: str) -> Tensor:

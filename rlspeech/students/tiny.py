@@ -133,7 +133,7 @@ class Student:
         return self.model.model.multi_modal_projector(frames)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Encoder output [F, H] of each prompt's audio; remembered while the encoder is frozen, not with `always_encode`."""
+        """Encoder output [F, H] of each audio; remembered while the encoder is frozen, but not with `always_encode`."""
         if self.always_encode or self.model.model.audio_tower.conv1.weight.requires_grad:
             return self._encode([prompt.features for prompt in prompts])
         missing = {p.audio_key: p.features for p in prompts if p.audio_key not in self._frames}
