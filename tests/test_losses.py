@@ -9,13 +9,23 @@ import torch
 from torch import Tensor
 
 import rlspeech.losses
-from rlspeech.maths.distill import reverse_kl_from_logprobs
 from rlspeech.protocols import Loss
 from rlspeech.types import Policy, TokenBatch
 
 NAMES = sorted(path.stem for path in Path(rlspeech.losses.__path__[0]).glob("*.py") if path.stem != "__init__")
 N, V, D, E = 12, 9, 5, 4
-OPTIONAL = ["sampler_logprobs", "teacher_logprobs", "teacher_hidden", "teacher_head", "advantages"]
+K = 3
+OPTIONAL = [
+    "sampler_logprobs",
+    "teacher_logprobs",
+    "teacher_hidden",
+    "teacher_head",
+    "teacher_topk_ids",
+    "teacher_topk_logprobs",
+    "advantages",
+]
+FULL, TOPK = ["teacher_hidden", "teacher_head"], ["teacher_topk_ids", "teacher_topk_logprobs"]
+DIVERGENCES = ["reverse_kl", "forward_kl", "jsd"]
 PER_TOKEN = [
     "at",
     "targets",
@@ -24,11 +34,13 @@ PER_TOKEN = [
     "sampler_logprobs",
     "teacher_logprobs",
     "teacher_hidden",
+    "teacher_topk_ids",
+    "teacher_topk_logprobs",
     "advantages",
 ]
 
 
-def make(name: str, **options: float) -> Loss:
+def make(name: str, **options: float | str) -> Loss:
     return importlib.import_module(f"rlspeech.losses.{name}").Loss(**options)
 
 
@@ -42,6 +54,8 @@ def policy_and_batch() -> tuple[Policy, TokenBatch]:
     hidden, head = normal(N, D).requires_grad_(), normal(V, D).requires_grad_()
     targets = torch.randint(V, (N,), generator=generator)
     q = (hidden @ head.T).log_softmax(-1).detach()[torch.arange(N), targets]
+    teacher_hidden, teacher_head = normal(N, E), normal(V, E)
+    top = (teacher_hidden @ teacher_head.T).log_softmax(-1).topk(K)
     grid = torch.zeros(3, 4, dtype=torch.long)
     batch = TokenBatch(
         input_ids=grid,
@@ -54,15 +68,17 @@ def policy_and_batch() -> tuple[Policy, TokenBatch]:
         rollout=torch.arange(N) // 4,
         sampler_logprobs=q + 0.05 * normal(N),
         teacher_logprobs=q + normal(N),
-        teacher_hidden=normal(N, E),
-        teacher_head=normal(V, E),
+        teacher_hidden=teacher_hidden,
+        teacher_head=teacher_head,
+        teacher_topk_ids=top.indices,
+        teacher_topk_logprobs=top.values,
         advantages=normal(N),
     )
     return Policy(hidden, head, temperature=0.8), batch
 
 
 def part(policy: Policy, batch: TokenBatch, rows: slice) -> tuple[Policy, TokenBatch]:
-    cut = {name: getattr(batch, name)[rows] for name in PER_TOKEN}
+    cut = {name: getattr(batch, name)[rows] for name in PER_TOKEN if getattr(batch, name) is not None}
     return replace(policy, hidden=policy.hidden[rows]), replace(batch, **cut)
 
 
@@ -152,9 +168,7 @@ def test_a_missing_field_is_not_needed_or_is_named(name: str, field: str):
     ("name", "needed"),
     [
         ("cross_entropy", []),
-        ("reverse_kl", ["teacher_hidden", "teacher_head"]),
-        ("forward_kl", ["teacher_hidden", "teacher_head"]),
-        ("jsd", ["teacher_hidden", "teacher_head"]),
+        *((name, fields) for name in DIVERGENCES for fields in (FULL, TOPK)),
         ("k1", ["sampler_logprobs", "teacher_logprobs"]),
     ],
 )
@@ -164,10 +178,10 @@ def test_a_loss_needs_these_fields_alone(name: str, needed: list[str]):
     assert make(name)(policy, bare)[0].shape == (N,)
     for field in needed:
         with pytest.raises(ValueError, match=field):
-            make(name)(policy, replace(batch, **{field: None}))
+            make(name)(policy, replace(bare, **{field: None}))
 
 
-@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl", "jsd"])
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_a_student_that_is_its_own_teacher_is_at_rest(name: str):
     policy, batch = policy_and_batch()
     batch = replace(batch, teacher_hidden=policy.hidden.detach(), teacher_head=policy.head.detach())
@@ -179,7 +193,7 @@ def test_a_student_that_is_its_own_teacher_is_at_rest(name: str):
     assert policy.hidden.grad.abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl", "jsd"])
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_every_divergence_reports_the_reverse_kl_at_the_temperature_of_the_policy(name: str):
     policy, batch = policy_and_batch()
     assert batch.teacher_hidden is not None
@@ -187,7 +201,67 @@ def test_every_divergence_reports_the_reverse_kl_at_the_temperature_of_the_polic
     q = (policy.hidden @ policy.head.T / policy.temperature).log_softmax(-1)
     p = (batch.teacher_hidden @ batch.teacher_head.T / policy.temperature).log_softmax(-1)
     _, metrics = make(name)(policy, batch)
-    torch.testing.assert_close(metrics["kl_nats"], reverse_kl_from_logprobs(q, p).detach())
+    torch.testing.assert_close(metrics["kl_nats"], (q.exp() * (q - p)).sum(-1).detach())
+
+
+def without(batch: TokenBatch, names: list[str]) -> TokenBatch:
+    return replace(batch, **dict.fromkeys(names))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("tail", ["bucket", "renormalised"])
+def test_a_list_of_the_whole_vocabulary_is_the_full_divergence(name: str, tail: str):
+    policy, batch = policy_and_batch()
+    policy = replace(policy, temperature=1.0)
+    top = (batch.teacher_hidden @ batch.teacher_head.T).log_softmax(-1).topk(V)
+    whole = replace(without(batch, FULL), teacher_topk_ids=top.indices, teacher_topk_logprobs=top.values)
+    expected, metrics = make(name)(policy, batch)
+    got, of_list = make(name, tail=tail)(policy, whole)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(of_list["kl_nats"], metrics["kl_nats"])
+    assert of_list["extra_mass"].max() == 0
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_full_vocabulary_comes_before_a_list(name: str):
+    policy, batch = policy_and_batch()
+    both, full, listed = (make(name)(policy, without(batch, names))[0] for names in ([], TOPK, FULL))
+    torch.testing.assert_close(both, full)
+    assert (both - listed).abs().min() > 1e-6
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_tail_is_a_choice_of_the_loss(name: str):
+    policy, batch = policy_and_batch()
+    found = {tail: make(name, tail=tail)(policy, without(batch, FULL)) for tail in ("bucket", "renormalised")}
+    assert (found["bucket"][0] - found["renormalised"][0]).abs().min() > 1e-6
+    q = (policy.hidden @ policy.head.T / policy.temperature).softmax(-1)
+    outside = 1 - q.gather(-1, batch.teacher_topk_ids).sum(-1)
+    for _, metrics in found.values():
+        torch.testing.assert_close(metrics["extra_mass"], outside.detach())
+    assert (make(name)(policy, without(batch, FULL))[0] == found["bucket"][0]).all()
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_batch_without_a_teacher_is_told_all_that_it_lacks(name: str):
+    policy, batch = policy_and_batch()
+    with pytest.raises(ValueError, match="teacher_head") as refused:
+        make(name)(policy, without(batch, [*FULL, *TOPK]))
+    assert all(field in str(refused.value) for field in FULL + TOPK)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_lists_keep_the_contract_of_micro_batches_and_masks(name: str):
+    policy, batch = policy_and_batch()
+    batch = without(batch, FULL)
+    whole = torch.autograd.grad(make(name)(policy, batch)[0][3:].sum(), [policy.hidden, policy.head])
+    part_of = make(name)(*part(policy, batch, slice(3, N)))[0].sum()
+    torch.testing.assert_close(torch.autograd.grad(part_of, [policy.hidden, policy.head]), whole)
+    assert whole[0][:3].abs().max() == 0
+
+
+def test_k1_alone_corrects_for_the_sampler_itself():
+    assert [name for name in NAMES if getattr(make(name), "corrects_sampler", False)] == ["k1"]
 
 
 def test_k1_reports_its_samples_under_their_own_name():
@@ -215,11 +289,12 @@ def test_steps_along_the_gradient_lower_the_loss(name: str):
         ("cross_entropy", {"label_smoothing": 1.5}),
         ("jsd", {"beta": 0.0}),
         ("jsd", {"beta": 1.0}),
+        *((name, {"tail": "clamped"}) for name in DIVERGENCES),
         ("k1", {"clip_low": -0.1}),
         ("k1", {"clip_high": -0.1}),
         ("k1", {"ratio_cap": 1.1}),
     ],
 )
-def test_settings_out_of_range_are_refused(name: str, options: dict[str, float]):
+def test_settings_out_of_range_are_refused(name: str, options: dict[str, float | str]):
     with pytest.raises(ValueError, match="must be"):
         make(name, **options)

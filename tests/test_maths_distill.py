@@ -1,6 +1,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -11,13 +12,11 @@ from torch import Tensor
 
 from rlspeech.maths.distill import (
     Divergence,
-    forward_kl,
     forward_kl_from_logprobs,
-    jsd,
+    full_vocabulary,
     jsd_from_logprobs,
     k1,
     k1_surrogate,
-    reverse_kl,
     reverse_kl_from_logprobs,
     topk_renormalised,
     topk_tail,
@@ -26,6 +25,13 @@ from rlspeech.maths.distill import (
 N, V, D, E = 6, 8, 5, 4
 BETA = 0.3
 Full = Callable[..., Divergence]
+
+reverse_kl = partial(full_vocabulary, between=reverse_kl_from_logprobs)
+forward_kl = partial(full_vocabulary, between=forward_kl_from_logprobs)
+
+
+def jsd(*sides: Tensor, beta: float = 0.5, **options: float) -> Divergence:
+    return full_vocabulary(*sides, between=partial(jsd_from_logprobs, beta=beta), **options)  # type: ignore[arg-type]
 
 
 def plain_reverse(q: Tensor, p: Tensor) -> Tensor:
@@ -41,15 +47,11 @@ def plain_jsd(q: Tensor, p: Tensor) -> Tensor:
     return BETA * plain_reverse(p, m) + (1 - BETA) * plain_reverse(q, m)
 
 
-def jsd_at_beta(*sides: Tensor, **options: float) -> Divergence:
-    return jsd(*sides, beta=BETA, **options)  # type: ignore[arg-type]
-
-
 # name: our chunked form, our form on log-probabilities, the definition on probabilities
 FORMS = {
     "reverse_kl": (reverse_kl, reverse_kl_from_logprobs, plain_reverse),
     "forward_kl": (forward_kl, forward_kl_from_logprobs, plain_forward),
-    "jsd": (jsd_at_beta, lambda q, p: jsd_from_logprobs(q, p, beta=BETA), plain_jsd),
+    "jsd": (partial(jsd, beta=BETA), partial(jsd_from_logprobs, beta=BETA), plain_jsd),
 }
 
 
@@ -65,12 +67,14 @@ def sides(*, extra: int = 0, head_learns: bool = True) -> tuple[Tensor, Tensor, 
 
 def test_divergences_worked_by_hand():
     q, p = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.25]]).log()
-    assert reverse_kl_from_logprobs(q, p).item() == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2))
-    assert forward_kl_from_logprobs(q, p).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert reverse_kl_from_logprobs(q, p.clone())[0].item() == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2))
+    assert forward_kl_from_logprobs(q, p.clone())[0].item() == pytest.approx(
+        0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    )
     # beta = 1/2: m = (5/8, 3/8)
     to_p = 0.75 * math.log(6 / 5) + 0.25 * math.log(2 / 3)
     to_q = 0.5 * math.log(4 / 5) + 0.5 * math.log(4 / 3)
-    assert jsd_from_logprobs(q, p, beta=0.5).item() == pytest.approx((to_p + to_q) / 2)
+    assert jsd_from_logprobs(q, p, beta=0.5)[0].item() == pytest.approx((to_p + to_q) / 2)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -124,6 +128,17 @@ def test_added_tokens_of_the_student_are_left_out_and_their_mass_is_told(name: s
     assert grad[V:].abs().max() == 0
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_student_and_teacher_may_differ_in_precision(name: str):
+    full, _, _ = FORMS[name]
+    hidden, head, teacher_hidden, teacher_head = sides()
+    expected = full(hidden, head, teacher_hidden, teacher_head).nats
+    for student, teacher in ((torch.float64, torch.float32), (torch.float32, torch.float64)):
+        got = full(hidden.to(student), head.to(student), teacher_hidden.to(teacher), teacher_head.to(teacher)).nats
+        assert got.dtype == student
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_padded_rows_of_a_larger_teacher_are_left_out():
     hidden, head, teacher_hidden, teacher_head = sides(head_learns=False)
     padded = torch.cat([teacher_head, torch.full((3, E), 9.0, dtype=torch.float64)])
@@ -164,10 +179,10 @@ distributions = st.lists(st.floats(-30, 30), min_size=4, max_size=4).map(
 
 @given(distributions, distributions, st.floats(0.01, 0.99))
 def test_divergences_are_never_negative_and_the_jsd_is_bounded(q: Tensor, p: Tensor, beta: float):
-    assert reverse_kl_from_logprobs(q, p).item() >= -1e-12
-    assert forward_kl_from_logprobs(q, p).item() >= -1e-12
+    assert reverse_kl_from_logprobs(q, p.clone())[0].item() >= -1e-12
+    assert forward_kl_from_logprobs(q, p.clone())[0].item() >= -1e-12
     entropy_of_beta = -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)
-    assert -1e-12 <= jsd_from_logprobs(q, p, beta=beta).item() <= entropy_of_beta + 1e-12
+    assert -1e-12 <= jsd_from_logprobs(q, p, beta=beta)[0].item() <= entropy_of_beta + 1e-12
 
 
 def test_distributions_without_common_ground_stay_finite():
@@ -238,6 +253,50 @@ def test_an_absent_entry_is_as_if_the_list_were_shorter(topk: Full):
     )
 
 
+def plain_tail(q: Tensor, p: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities of the listed ids and, last, of all others together."""
+    sides = [side.gather(-1, ids) for side in (q, p)]
+    return tuple(torch.cat([side, 1 - side.sum(-1, keepdim=True)], dim=-1) for side in sides)
+
+
+def plain_renormalised(q: Tensor, p: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    sides = [side.gather(-1, ids) for side in (q, p)]
+    return tuple(side / side.sum(-1, keepdim=True) for side in sides)
+
+
+@pytest.mark.parametrize(("topk", "outcomes"), [(topk_tail, plain_tail), (topk_renormalised, plain_renormalised)])
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("head_learns", [False, True])
+def test_a_list_is_compared_as_defined_and_so_is_its_gradient(topk: Full, outcomes: Full, name: str, head_learns: bool):
+    _, between, plain = FORMS[name]
+    hidden, head, teacher_hidden, teacher_head = sides(head_learns=head_learns)
+    learned = [hidden, head] if head_learns else [hidden]
+    ids, listed = served(teacher_hidden, teacher_head, 3)
+    got = topk(hidden, head, ids, listed, between=between, temperature=0.8, chunk=4)
+    q, p = (hidden @ head.T / 0.8).softmax(-1), (teacher_hidden @ teacher_head.T).softmax(-1)
+    expected = plain(*outcomes(q, p, ids))
+    torch.testing.assert_close(got.nats, expected)
+    torch.testing.assert_close(got.reverse_kl, plain_reverse(*outcomes(q, p, ids)).detach())
+    torch.testing.assert_close(got.extra_mass, 1 - q.gather(-1, ids).sum(-1).detach())
+    upstream = torch.linspace(-1, 2, N, dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.autograd.grad(got.nats @ upstream, learned), torch.autograd.grad(expected @ upstream, learned)
+    )
+
+
+@given(st.data())
+def test_the_gradient_to_the_logits_is_that_of_autograd(data: st.DataObject):
+    name = data.draw(st.sampled_from(sorted(FORMS)))
+    _, between, plain = FORMS[name]
+    scores, p = data.draw(distributions).requires_grad_(), data.draw(distributions)
+    nats, gradient = between(scores.detach().log_softmax(-1), p.clone())
+    expected = plain(scores.softmax(-1), p.exp())
+    torch.testing.assert_close(nats, expected, atol=1e-9, rtol=1e-9)
+    found = gradient()
+    torch.testing.assert_close(found, torch.autograd.grad(expected.sum(), scores)[0], atol=1e-9, rtol=1e-9)
+    assert found.sum().abs() < 1e-9
+
+
 def test_the_tail_sees_what_the_renormalised_list_is_blind_to():
     # the student agrees within the list of two, and has leaked nearly everything outside of it
     hidden, head = torch.tensor([[1.0]], requires_grad=True), torch.tensor([[0.0], [0.0], [9.0]])
@@ -264,7 +323,7 @@ OPTIONS = {"clip_low": 0.2, "clip_high": 0.28, "ratio_cap": 5.0}
 def test_the_mean_of_k1_is_the_reverse_kl():
     hidden, head, teacher_hidden, teacher_head = sides()
     q, p = (hidden @ head.T).log_softmax(-1), (teacher_hidden @ teacher_head.T).log_softmax(-1)
-    torch.testing.assert_close((q.exp() * k1(q, p)).sum(-1), reverse_kl_from_logprobs(q, p))
+    torch.testing.assert_close((q.exp() * k1(q, p)).sum(-1), plain_reverse(q.exp(), p.exp()))
 
 
 def test_the_mean_gradient_of_the_surrogate_is_that_of_the_reverse_kl():
@@ -272,7 +331,7 @@ def test_the_mean_gradient_of_the_surrogate_is_that_of_the_reverse_kl():
     hidden, head, teacher_hidden, teacher_head = sides()
     q, p = (hidden @ head.T).log_softmax(-1), (teacher_hidden @ teacher_head.T).log_softmax(-1)
     surrogate = k1_surrogate(q, q.detach(), p, **OPTIONS).loss
-    expected = torch.autograd.grad(reverse_kl_from_logprobs(q, p).sum(), [hidden, head], retain_graph=True)
+    expected = torch.autograd.grad(plain_reverse(q.exp(), p.exp()).sum(), [hidden, head], retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad((q.detach().exp() * surrogate).sum(), [hidden, head]), expected)
 
 
@@ -282,7 +341,7 @@ def test_off_policy_samples_are_reweighted_to_the_same_gradient_where_nothing_is
     old = (q.detach() + 0.01 * torch.linspace(-1, 1, V, dtype=torch.float64)).log_softmax(-1)
     got = k1_surrogate(q, old, p, **OPTIONS)
     assert got.clipped.sum() == 0
-    expected = torch.autograd.grad(reverse_kl_from_logprobs(q, p).sum(), hidden, retain_graph=True)
+    expected = torch.autograd.grad(plain_reverse(q.exp(), p.exp()).sum(), hidden, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad((old.exp() * got.loss).sum(), hidden), expected)
 
 

@@ -1,11 +1,20 @@
 import math
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlspeech.maths.distill import forward_kl, jsd, reverse_kl, topk_renormalised, topk_tail
+from rlspeech.maths.distill import (
+    forward_kl_from_logprobs,
+    full_vocabulary,
+    jsd_from_logprobs,
+    reverse_kl_from_logprobs,
+    topk_renormalised,
+    topk_tail,
+)
 from rlspeech.maths.logprobs import logprobs_and_entropy, smoothed_cross_entropy, token_logprobs
 
 N, V, D = 10, 7, 4
@@ -94,6 +103,67 @@ def test_label_smoothing_worked_by_hand():
     assert correct.tolist() == [1.0]
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("head_learns", [False, True])
+def test_the_gradient_of_a_smoothed_cross_entropy_is_that_of_the_definition(label_smoothing: float, head_learns: bool):
+    hidden, head, targets = inputs(head_learns=head_learns)
+    learned = [hidden, head] if head_learns else [hidden]
+    got, nll, correct = smoothed_cross_entropy(
+        hidden, head, targets, label_smoothing=label_smoothing, temperature=0.7, chunk=3
+    )
+    scores = hidden @ head.T / 0.7
+    expected = F.cross_entropy(scores, targets, reduction="none", label_smoothing=label_smoothing)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(nll, F.cross_entropy(scores, targets, reduction="none").detach())
+    torch.testing.assert_close(correct, (scores.argmax(-1) == targets).double())
+    torch.testing.assert_close(
+        torch.autograd.grad(got.square().sum(), learned), torch.autograd.grad(expected.square().sum(), learned)
+    )
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in ("mm", "addmm_")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("announced", "products"),
+    [
+        ("nothing", 4),  # of one chunk: logits; in the backward pass logits, to hidden, to head
+        ("what comes", 3),
+        ("a multiple", 3),
+        ("another", 6),  # in vain
+        ("zeros", 6),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_announced_weights_save_a_projection_and_change_nothing(announced: str, products: int, dtype: torch.dtype):
+    hidden, head, targets = inputs(head_learns=True, dtype=dtype)
+    upstream = torch.linspace(0, 2, N)
+    weights = {
+        "nothing": None,
+        "what comes": upstream,
+        "a multiple": -17 * upstream,
+        "another": upstream.flip(0),
+        "zeros": torch.zeros(N),
+    }[announced]
+
+    def gradients(weights_N: Tensor | None) -> tuple[Tensor, ...]:
+        loss = smoothed_cross_entropy(hidden, head, targets, temperature=0.7, weights_N=weights_N, chunk=N)[0]
+        return torch.autograd.grad((loss * upstream).sum(), [hidden, head])
+
+    with Products() as counted:
+        found = gradients(weights)
+    assert counted.count == products
+    near = 2e-2 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(found, gradients(None), rtol=near, atol=near)
+
+
 class Largest(TorchDispatchMode):
     """Remembers the number of elements of the largest tensor that any operation gave."""
 
@@ -119,9 +189,10 @@ def test_no_tensor_of_tokens_by_vocabulary_is_ever_made(head_learns: bool):
         lambda: token_logprobs(hidden, head, targets, chunk=chunk),
         lambda: logprobs_and_entropy(hidden, head, targets, chunk=chunk)[0],
         lambda: smoothed_cross_entropy(hidden, head, targets, label_smoothing=0.1, chunk=chunk)[0],
-        lambda: reverse_kl(hidden, head, *teacher, chunk=chunk).nats,
-        lambda: forward_kl(hidden, head, *teacher, chunk=chunk).nats,
-        lambda: jsd(hidden, head, *teacher, chunk=chunk).nats,
+        *(
+            partial(lambda between: full_vocabulary(hidden, head, *teacher, between=between, chunk=chunk).nats, between)
+            for between in (reverse_kl_from_logprobs, forward_kl_from_logprobs, partial(jsd_from_logprobs, beta=0.5))
+        ),
         lambda: topk_tail(hidden, head, ids, listed, chunk=chunk).nats,
         lambda: topk_renormalised(hidden, head, ids, listed, chunk=chunk).nats,
     ]

@@ -26,5 +26,6 @@ class Loss:
             batch.targets,
             label_smoothing=self.label_smoothing,
             temperature=policy.temperature,
+            weights_N=batch.weights,
         )
         return loss_N, {"nll_nats": nll_N, "correct": correct_N}

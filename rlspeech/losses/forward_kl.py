@@ -1,11 +1,10 @@
-"""Forward KL to the teacher over the full vocabulary: mass-covering."""
+"""Forward KL to the teacher: mass-covering."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from rlspeech.maths.distill import forward_kl
-from rlspeech.maths.packing import required
+from rlspeech.maths.distill import Tail, check_tail, divergence, forward_kl_from_logprobs
 from rlspeech.types import Policy, TokenBatch
 
 
@@ -13,16 +12,16 @@ from rlspeech.types import Policy, TokenBatch
 class Loss:
     """KL(p || q) = sum_v p(v) [log p(v) - log q(v)] at every token, minimised (GKD, arXiv 2306.13649).
 
-    q is the student, p the teacher, with the same tokenizer and the same temperature.
+    q is the student, p the teacher, with the same tokenizer. Over the full vocabulary where the teacher gives it, both
+    at the stage's temperature; else over the teacher's top tokens as served, the temperature being the student's alone.
     """
 
+    tail: Tail = "bucket"  # what a list of top tokens is compared with besides: one bucket for the rest, or nothing
+
+    def __post_init__(self) -> None:
+        check_tail(self.tail)
+
     def __call__(self, policy: Policy, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Metrics: `kl_nats` KL(q || p), `extra_mass` the student's probability of ids the teacher does not have."""
-        divergence = forward_kl(
-            policy.hidden,
-            policy.head,
-            required(batch, "teacher_hidden"),
-            required(batch, "teacher_head"),
-            temperature=policy.temperature,
-        )
-        return divergence.nats, {"kl_nats": divergence.reverse_kl, "extra_mass": divergence.extra_mass}
+        """Metrics: `kl_nats` KL(q || p), `extra_mass` the student's probability outside the ids that are compared."""
+        found = divergence(policy, batch, forward_kl_from_logprobs, tail=self.tail)
+        return found.nats, {"kl_nats": found.reverse_kl, "extra_mass": found.extra_mass}

@@ -1,6 +1,7 @@
 """Sampled reverse KL to any teacher that scores text: a clipped policy gradient."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ class Loss:
     E_q[k1] = KL(q || p) (X-OPD, arXiv 2603.24596); asymmetric clip from DAPO (arXiv 2503.14476); r is capped first, as
     in dual-clip PPO (arXiv 1912.09729).
     """
+
+    corrects_sampler: ClassVar[bool] = True  # r is the importance ratio: the learner corrects no second time
 
     clip_low: float = 0.2  # in 0..1: no gradient below r = 1 - clip_low where A < 0
     clip_high: float = 0.28  # >= 0: no gradient above r = 1 + clip_high where A > 0

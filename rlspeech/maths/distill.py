@@ -4,24 +4,27 @@ Full vocabulary: from hidden states and output projections of both, a chunk of t
 teacher's list. Sampled: from the log-probabilities of the tokens as written. The gradient goes to the student only.
 With teacher == student every one is 0 (the sampled one: in the mean).
 
-Shape letters: N tokens, V the student's vocabulary, W the teacher's, K teacher's top tokens, D and E hidden sizes.
+Shape letters: N tokens (n of a chunk), V the student's vocabulary, W the teacher's, K teacher's top tokens, D and E
+hidden sizes, O outcomes: a vocabulary, or the tokens of a list and perhaps a bucket for the rest.
 """
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlspeech.maths.logprobs import CHUNK, by_chunks, logits
+from rlspeech.maths.logprobs import CHUNK, Gradient, by_chunks, logits
+from rlspeech.maths.packing import required
+from rlspeech.types import Policy, TokenBatch
 
 NEVER = -1e4  # log-probability that stands for zero: finite, so that 0 * (NEVER - x) is 0 and not NaN
 TAIL_MIN = 1e-6  # least probability of a teacher's tail: below it 1 - sum(top-K) is float32 rounding
 
-OfLogprobs = Callable[[Tensor, Tensor], Tensor]
+Tail = Literal["bucket", "renormalised"]
+Between = Callable[[Tensor, Tensor], tuple[Tensor, Gradient]]  # as reverse_kl_from_logprobs; may overwrite the second
 
 
 class Divergence(NamedTuple):
@@ -30,72 +33,92 @@ class Divergence(NamedTuple):
     extra_mass: Tensor  # [N] the student's probability outside the ids that are compared, detached
 
 
-def reverse_kl(
-    hidden_ND: Tensor,
-    head_VD: Tensor,
-    teacher_hidden_NE: Tensor,
-    teacher_head_WE: Tensor,
-    *,
-    temperature: float = 1.0,
-    chunk: int = CHUNK,
-) -> Divergence:
-    """KL(q || p) = sum_v q(v) [log q(v) - log p(v)] (GKD, arXiv 2306.13649; MiniLLM, arXiv 2306.08543).
+def divergence(policy: Policy, batch: TokenBatch, between: Between, *, tail: Tail) -> Divergence:
+    """A divergence from whatever the batch's teacher tells: the full vocabulary where it can, else its top tokens.
 
-    Both sides are divided by `temperature` and are distributions over the ids that both have, the first min(V, W):
-    a student with added tokens leaves their logits out, and `extra_mass` tells what probability they had.
+    The policy's temperature divides both sides of the full vocabulary, and of a list the student alone. `tail` is what
+    stands for the tokens that are not listed: one bucket (`topk_tail`), or nothing (`topk_renormalised`). The batch's
+    weights are announced to `by_chunks`. Raises ValueError naming the fields that the batch has not.
     """
-    return _full_vocabulary(
-        reverse_kl_from_logprobs, hidden_ND, head_VD, teacher_hidden_NE, teacher_head_WE, temperature, chunk
-    )
+    full = [name for name in ("teacher_hidden", "teacher_head") if getattr(batch, name) is None]
+    listed = [name for name in ("teacher_topk_ids", "teacher_topk_logprobs") if getattr(batch, name) is None]
+    if full and listed:
+        raise ValueError(
+            f"the batch has no {' and no '.join(full)} for the full vocabulary, and no {' and no '.join(listed)} for "
+            "the teacher's top tokens; this loss needs the one or the other"
+        )
+    student = (policy.hidden, policy.head)
+    common = {"between": between, "temperature": policy.temperature, "weights_N": batch.weights}
+    if not full:
+        return full_vocabulary(*student, required(batch, "teacher_hidden"), required(batch, "teacher_head"), **common)
+    topk = topk_tail if tail == "bucket" else topk_renormalised
+    return topk(*student, required(batch, "teacher_topk_ids"), required(batch, "teacher_topk_logprobs"), **common)
 
 
-def forward_kl(
-    hidden_ND: Tensor,
-    head_VD: Tensor,
-    teacher_hidden_NE: Tensor,
-    teacher_head_WE: Tensor,
-    *,
-    temperature: float = 1.0,
-    chunk: int = CHUNK,
-) -> Divergence:
-    """KL(p || q) = sum_v p(v) [log p(v) - log q(v)]; ids and temperature as in `reverse_kl`."""
-    return _full_vocabulary(
-        forward_kl_from_logprobs, hidden_ND, head_VD, teacher_hidden_NE, teacher_head_WE, temperature, chunk
-    )
+def check_tail(tail: str) -> None:
+    """Raises ValueError where `tail` is none of Tail."""
+    if tail not in get_args(Tail):
+        raise ValueError(f"tail must be {' or '.join(get_args(Tail))}, got {tail!r}")
 
 
-def jsd(
-    hidden_ND: Tensor,
-    head_VD: Tensor,
-    teacher_hidden_NE: Tensor,
-    teacher_head_WE: Tensor,
-    *,
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    chunk: int = CHUNK,
-) -> Divergence:
-    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, 0 < beta < 1 (GKD, arXiv 2306.13649, eq. 1).
+def reverse_kl_from_logprobs(q_NO: Tensor, p_NO: Tensor) -> tuple[Tensor, Gradient]:
+    """KL(q || p) = sum_o q (log q - log p) [N] of finite log-probabilities (NEVER stands for zero).
 
-    Ids and temperature as in `reverse_kl`.
+    (GKD, arXiv 2306.13649; MiniLLM, arXiv 2306.08543.) The second value, called once at most, gives the gradient to the
+    logits of q [N, O]: q (log q - log p - KL). Its rows sum to 0. `p_NO` is overwritten: of a whole vocabulary it is
+    one of three tensors that fill the memory.
     """
-    of_logprobs = partial(jsd_from_logprobs, beta=beta)
-    return _full_vocabulary(of_logprobs, hidden_ND, head_VD, teacher_hidden_NE, teacher_head_WE, temperature, chunk)
+    prob_NO = q_NO.exp()
+    weighted_NO = torch.sub(q_NO, p_NO, out=p_NO).mul_(prob_NO)
+    nats_N = weighted_NO.sum(-1)
+    return nats_N, lambda: weighted_NO.addcmul_(prob_NO, nats_N[:, None], value=-1)
 
 
-def reverse_kl_from_logprobs(q_NV: Tensor, p_NV: Tensor) -> Tensor:
-    """sum_v q (log q - log p) [N] of finite log-probabilities (NEVER stands for zero)."""
-    return (q_NV.exp() * (q_NV - p_NV)).sum(-1)
+def forward_kl_from_logprobs(q_NO: Tensor, p_NO: Tensor) -> tuple[Tensor, Gradient]:
+    """KL(p || q) = sum_o p (log p - log q) [N], as `reverse_kl_from_logprobs`. Gradient to the logits of q: q - p."""
+    prob_NO = p_NO.exp()
+    return (prob_NO * (p_NO - q_NO)).sum(-1), lambda: q_NO.exp().sub_(prob_NO)
 
 
-def forward_kl_from_logprobs(q_NV: Tensor, p_NV: Tensor) -> Tensor:
-    """sum_v p (log p - log q) [N] of finite log-probabilities (NEVER stands for zero)."""
-    return (p_NV.exp() * (p_NV - q_NV)).sum(-1)
+def jsd_from_logprobs(q_NO: Tensor, p_NO: Tensor, *, beta: float) -> tuple[Tensor, Gradient]:
+    """beta KL(p || m) + (1 - beta) KL(q || m) [N], m = beta p + (1 - beta) q, 0 < beta < 1 (arXiv 2306.13649, eq. 1).
+
+    As `reverse_kl_from_logprobs`. The mixture is taken in log space. The gradient to the logits of q is that of the
+    second term with m held fixed, (1 - beta) q (log q - log m - KL(q || m)): what m's motion adds cancels.
+    """
+    m_NO = torch.logaddexp(p_NO + math.log(beta), q_NO + math.log1p(-beta))
+    to_p_N = (p_NO.exp() * (p_NO - m_NO)).sum(-1)
+    to_q_N, gradient = reverse_kl_from_logprobs(q_NO, m_NO)
+    return beta * to_p_N + (1 - beta) * to_q_N, lambda: gradient().mul_(1 - beta)
 
 
-def jsd_from_logprobs(q_NV: Tensor, p_NV: Tensor, *, beta: float) -> Tensor:
-    """beta KL(p || m) + (1 - beta) KL(q || m) [N] of finite log-probabilities; the mixture m is taken in log space."""
-    m_NV = torch.logaddexp(p_NV + math.log(beta), q_NV + math.log1p(-beta))
-    return beta * (p_NV.exp() * (p_NV - m_NV)).sum(-1) + (1 - beta) * (q_NV.exp() * (q_NV - m_NV)).sum(-1)
+def full_vocabulary(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    teacher_hidden_NE: Tensor,
+    teacher_head_WE: Tensor,
+    *,
+    between: Between = reverse_kl_from_logprobs,
+    temperature: float = 1.0,
+    weights_N: Tensor | None = None,
+    chunk: int = CHUNK,
+) -> Divergence:
+    """A divergence over the ids that both sides have, the first min(V, W), both divided by `temperature`.
+
+    A student with added tokens leaves their logits out, and `extra_mass` tells what probability they had. `weights_N`
+    and `chunk` as in `by_chunks`.
+    """
+    shared = min(head_VD.shape[0], teacher_head_WE.shape[0])
+    teacher_head = teacher_head_WE.detach()[:shared]
+
+    def rows(hidden: Tensor, head: Tensor, teacher_hidden: Tensor) -> tuple[tuple[Tensor, ...], Gradient]:
+        q_nO, normaliser_n = _log_softmax(logits(hidden, head[:shared], temperature))
+        p_nO, _ = _log_softmax(logits(teacher_hidden, teacher_head, temperature))
+        added_n = logits(hidden, head[shared:], temperature).logsumexp(-1)  # -inf where none are added
+        return _measured(between, q_nO, p_nO.to(q_nO.dtype), (added_n - normaliser_n).sigmoid())
+
+    options = {"temperature": temperature, "weights_N": weights_N, "chunk": chunk}
+    return Divergence(*by_chunks(rows, hidden_ND, head_VD, teacher_hidden_NE, **options))
 
 
 def topk_tail(
@@ -104,8 +127,9 @@ def topk_tail(
     topk_ids_NK: Tensor,
     topk_logprobs_NK: Tensor,
     *,
-    between: OfLogprobs = reverse_kl_from_logprobs,
+    between: Between = reverse_kl_from_logprobs,
     temperature: float = 1.0,
+    weights_N: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> Divergence:
     """A divergence over K + 1 outcomes: the teacher's K tokens, and one bucket with the rest of each side's mass.
@@ -113,20 +137,25 @@ def topk_tail(
     It is exact with K = V and never above the full divergence (data processing inequality). An entry of -inf is
     absent: its id belongs to the bucket. The ids of a row are distinct. `temperature` is the student's; the list is
     taken as served. The teacher's bucket is at least TAIL_MIN; where a row lists all V ids there is no bucket.
-    `extra_mass` is the student's mass in the bucket.
+    `extra_mass` is the student's mass in the bucket. `weights_N` and `chunk` as in `by_chunks`.
     """
 
-    def rows(hidden: Tensor, head: Tensor, ids: Tensor, p_nK: Tensor) -> tuple[Tensor, ...]:
-        q_nV = F.log_softmax(logits(hidden, head, temperature), dim=-1)
-        q_nK, tail_n, present = _listed(q_nV, ids, p_nK)
-        p_nK = torch.where(present, p_nK.to(q_nV.dtype), NEVER)
-        rest_n = (1 - p_nK.exp().sum(-1)).clamp(min=TAIL_MIN).log()
-        rest_n = torch.where(present.sum(-1) == q_nV.shape[-1], NEVER, rest_n)
-        q = torch.cat([q_nK, tail_n[:, None]], dim=-1)
-        p = torch.cat([p_nK, rest_n[:, None]], dim=-1)
-        return _measured(between, q, p, tail_n.exp())
+    def rows(hidden: Tensor, head: Tensor, ids: Tensor, p_nK: Tensor) -> tuple[tuple[Tensor, ...], Gradient]:
+        listed = _listed(_log_softmax(logits(hidden, head, temperature))[0], ids, p_nK)
+        rest_n = (1 - listed.p.exp().sum(-1)).clamp(min=TAIL_MIN).log()
+        rest_n = torch.where(listed.present.sum(-1) == head.shape[0], NEVER, rest_n)
+        q_nO = torch.cat([listed.q, listed.tail[:, None]], dim=-1)
+        outputs, gradient = _measured(between, q_nO, torch.cat([listed.p, rest_n[:, None]], dim=-1), listed.tail.exp())
 
-    return Divergence(*by_chunks(rows, hidden_ND, head_VD, topk_ids_NK, topk_logprobs_NK, chunk=chunk))
+        def to_logits() -> Tensor:
+            grad_nO = gradient()  # an unlisted token has its share of what the bucket gets
+            shares_nV = listed.others.sub_(listed.tail[:, None]).exp_()
+            return shares_nV.mul_(grad_nO[:, -1:]).scatter_add_(-1, ids, grad_nO[:, :-1])
+
+        return outputs, to_logits
+
+    options = {"temperature": temperature, "weights_N": weights_N, "chunk": chunk}
+    return Divergence(*by_chunks(rows, hidden_ND, head_VD, topk_ids_NK, topk_logprobs_NK, **options))
 
 
 def topk_renormalised(
@@ -135,8 +164,9 @@ def topk_renormalised(
     topk_ids_NK: Tensor,
     topk_logprobs_NK: Tensor,
     *,
-    between: OfLogprobs = reverse_kl_from_logprobs,
+    between: Between = reverse_kl_from_logprobs,
     temperature: float = 1.0,
+    weights_N: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> Divergence:
     """A divergence between both sides renormalised on the teacher's K tokens; exact with K = V.
@@ -145,13 +175,14 @@ def topk_renormalised(
     with no entry present is 0.
     """
 
-    def rows(hidden: Tensor, head: Tensor, ids: Tensor, p_nK: Tensor) -> tuple[Tensor, ...]:
-        q_nV = F.log_softmax(logits(hidden, head, temperature), dim=-1)
-        q_nK, tail_n, present = _listed(q_nV, ids, p_nK)
-        p_nK = torch.where(present, p_nK.to(q_nV.dtype), NEVER)
-        return _measured(between, F.log_softmax(q_nK, dim=-1), F.log_softmax(p_nK, dim=-1), tail_n.exp())
+    def rows(hidden: Tensor, head: Tensor, ids: Tensor, p_nK: Tensor) -> tuple[tuple[Tensor, ...], Gradient]:
+        listed = _listed(_log_softmax(logits(hidden, head, temperature))[0], ids, p_nK)
+        q_nO, p_nO = F.log_softmax(listed.q, dim=-1), F.log_softmax(listed.p, dim=-1)
+        outputs, gradient = _measured(between, q_nO, p_nO, listed.tail.exp())
+        return outputs, lambda: listed.others.zero_().scatter_add_(-1, ids, gradient())
 
-    return Divergence(*by_chunks(rows, hidden_ND, head_VD, topk_ids_NK, topk_logprobs_NK, chunk=chunk))
+    options = {"temperature": temperature, "weights_N": weights_N, "chunk": chunk}
+    return Divergence(*by_chunks(rows, hidden_ND, head_VD, topk_ids_NK, topk_logprobs_NK, **options))
 
 
 def k1(logprobs_N: Tensor, teacher_logprobs_N: Tensor) -> Tensor:
@@ -190,43 +221,35 @@ def k1_surrogate(
     return Clipped(loss_N, full_N, (held_N & (advantage_N != 0)).to(loss_N.dtype))
 
 
-def _full_vocabulary(
-    of_logprobs: OfLogprobs,
-    hidden_ND: Tensor,
-    head_VD: Tensor,
-    teacher_hidden_NE: Tensor,
-    teacher_head_WE: Tensor,
-    temperature: float,
-    chunk: int,
-) -> Divergence:
-    shared = min(head_VD.shape[0], teacher_head_WE.shape[0])
-    teacher_head = teacher_head_WE.detach()[:shared]
-
-    def rows(hidden: Tensor, head: Tensor, teacher_hidden: Tensor) -> tuple[Tensor, ...]:
-        scores = logits(hidden, head[:shared], temperature)
-        p = F.log_softmax(logits(teacher_hidden, teacher_head, temperature), dim=-1)
-        with torch.no_grad():
-            extra = torch.zeros_like(scores[:, 0])
-            if shared < head.shape[0]:
-                added = logits(hidden, head[shared:], temperature)
-                extra = (added.logsumexp(-1) - scores.logsumexp(-1)).sigmoid()
-        return _measured(of_logprobs, F.log_softmax(scores, dim=-1), p, extra)
-
-    return Divergence(*by_chunks(rows, hidden_ND, head_VD, teacher_hidden_NE, chunk=chunk))
+def _log_softmax(scores_nO: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities, and what was taken off the scores of each row [n]."""
+    logprobs_nO = F.log_softmax(scores_nO, dim=-1)
+    return logprobs_nO, scores_nO[:, 0] - logprobs_nO[:, 0]
 
 
-def _listed(q_nV: Tensor, ids_nK: Tensor, p_nK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The student's log-probabilities of the listed ids [n, K], of all others together [n], and which are present."""
+class _Listed(NamedTuple):
+    q: Tensor  # [n, K] the student's log-probabilities of the listed ids, NEVER where absent
+    p: Tensor  # [n, K] the teacher's
+    present: Tensor  # [n, K]
+    tail: Tensor  # [n] the student's log-probability of all other ids together
+    others: Tensor  # [n, V] of each of them, NEVER where listed
+
+
+def _listed(q_nV: Tensor, ids_nK: Tensor, p_nK: Tensor) -> _Listed:
     present = p_nK > -math.inf
     vocabulary = q_nV.shape[-1]
-    listed = torch.zeros(len(q_nV), vocabulary + 1, dtype=torch.bool, device=q_nV.device)
-    listed.scatter_(1, torch.where(present, ids_nK, vocabulary), True)  # absent entries mark a column that is cut off
-    tail_n = q_nV.masked_fill(listed[:, :vocabulary], NEVER).logsumexp(-1)
-    return torch.where(present, q_nV.gather(-1, ids_nK), NEVER), tail_n, present
+    is_listed = torch.zeros(len(q_nV), vocabulary + 1, dtype=torch.bool, device=q_nV.device)
+    is_listed.scatter_(1, torch.where(present, ids_nK, vocabulary), True)  # absent ones mark a column that is cut off
+    q_nK = torch.where(present, q_nV.gather(-1, ids_nK), NEVER)
+    p_nK = torch.where(present, p_nK.to(q_nV.dtype), NEVER)
+    others_nV = q_nV.masked_fill_(is_listed[:, :vocabulary], NEVER)
+    return _Listed(q_nK, p_nK, present, others_nV.logsumexp(-1), others_nV)
 
 
-def _measured(of_logprobs: OfLogprobs, q: Tensor, p: Tensor, extra_mass: Tensor) -> tuple[Tensor, ...]:
-    nats = of_logprobs(q, p)
-    same = of_logprobs is reverse_kl_from_logprobs
-    reverse = nats.detach() if same else reverse_kl_from_logprobs(q.detach(), p)
-    return nats, reverse, extra_mass.detach()
+def _measured(
+    between: Between, q_nO: Tensor, p_nO: Tensor, extra_mass_n: Tensor
+) -> tuple[tuple[Tensor, ...], Gradient]:
+    """The parts of a Divergence, and the gradient of the first to the logits of q. Overwrites `p_nO`."""
+    nats_n, gradient = between(q_nO, p_nO)
+    reverse_n = nats_n if between is reverse_kl_from_logprobs else reverse_kl_from_logprobs(q_nO, p_nO)[0]
+    return (nats_n, reverse_n, extra_mass_n), gradient
