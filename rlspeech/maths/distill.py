@@ -134,10 +134,11 @@ def topk_tail(
 ) -> Divergence:
     """A divergence over K + 1 outcomes: the teacher's K tokens, and one bucket with the rest of each side's mass.
 
-    It is exact with K = V and never above the full divergence (data processing inequality). An entry of -inf is
-    absent: its id belongs to the bucket. The ids of a row are distinct. `temperature` is the student's; the list is
-    taken as served. The teacher's bucket is at least TAIL_MIN; where a row lists all V ids there is no bucket.
-    `extra_mass` is the student's mass in the bucket. `weights_N` and `chunk` as in `by_chunks`.
+    It is exact with K = V, never above the full divergence and never lowered by a longer list (data processing
+    inequality). An entry of -inf is absent: its id belongs to the bucket. The ids of a row are distinct. `temperature`
+    is the student's; the list is taken as served. The teacher's bucket is at least TAIL_MIN, which may add some
+    1e-5 nats; where a row lists all V ids there is no bucket. `extra_mass` is the student's mass in the bucket.
+    `weights_N` and `chunk` as in `by_chunks`.
     """
 
     def rows(hidden: Tensor, head: Tensor, ids: Tensor, p_nK: Tensor) -> tuple[tuple[Tensor, ...], Gradient]:
