@@ -4,12 +4,16 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from served import Server
+
     from rlspeech.engines.cluster import Cluster
+    from rlspeech.engines.rollout_vllm import VllmRollouts
+    from rlspeech.engines.teacher_vllm import VllmTeacher
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -89,3 +93,66 @@ def cluster() -> Iterator["Cluster"]:
     found = Cluster.start(ClusterConfig(heartbeat_s=0.2, hang_s=3.0), threads=1)
     yield found
     found.close()
+
+
+@pytest.fixture(scope="session")
+def served_teacher(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
+    """One real server of `tiny-llm` on loopback for the session; its key is served.KEY, its limit 100 log-probs."""
+    from served import KEY, served
+
+    limits = ("--max-logprobs=100", "--vllm.max-model-len=1024", "--name=tiny-llm")
+    with served(teacher_folder, tmp_path_factory.mktemp("teacher"), *limits, key=KEY) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def vllm_student(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight student that vLLM loads, with opinions and with biases that count."""
+    from small import opinionated, write_student
+
+    return opinionated(write_student(tmp_path_factory.mktemp("models") / "student", tiny_folder, head_dim=32))
+
+
+@pytest.fixture(scope="session")
+def vllm_teacher(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from small import write_teacher
+
+    return write_teacher(tmp_path_factory.mktemp("models") / "teacher", teacher_folder, head_dim=32)
+
+
+@pytest.fixture(scope="session")
+def vllm_start() -> dict[str, Any]:
+    """What this process was before and after the start of the student's engine, which fills it in."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def vllm_student_engine(vllm_student: Path, vllm_start: dict[str, Any]) -> "VllmRollouts":
+    """The one engine of the session that writes: of 8 sequences, with the weights of the folder."""
+    from small import traces
+
+    from rlspeech.config import VllmConfig
+    from rlspeech.engines.rollout_vllm import VllmRollouts
+    from rlspeech.engines.vllm_engine import Layout, start
+    from rlspeech.students.tiny import Student
+
+    settings = VllmConfig(max_model_len=512, max_num_seqs=8, kv_cache_gib=0.25)
+    student = Student.load(vllm_student, weights=False)
+    vllm_start["before"] = traces()
+    llm = start(vllm_student, settings, Layout(threads=2))
+    vllm_start["after"] = traces()
+    return VllmRollouts(llm, student, settings)
+
+
+@pytest.fixture(scope="session")
+def vllm_teacher_engine(vllm_teacher: Path) -> "VllmTeacher":
+    """The one engine of the session that scores."""
+    from rlspeech.config import VllmConfig
+    from rlspeech.engines.teacher_text import Reading
+    from rlspeech.engines.teacher_vllm import VllmTeacher
+    from rlspeech.engines.vllm_engine import Layout, start
+
+    settings = VllmConfig(max_model_len=512, max_num_seqs=8, kv_cache_gib=0.25)
+    return VllmTeacher(
+        start(vllm_teacher, settings, Layout(teacher=True)), Reading("{transcript} {instruction}"), top_k=8
+    )

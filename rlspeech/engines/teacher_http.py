@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 PROMPTS_KEPT = 4096  # rendered prompts
 PROBE = "Grüße: 3.14 café, naïve;\tdon't stop! 東京 ...\n\nRésumé no. 42 (x²) — “ok”"
-PROBED_TOKENS = 256  # spread over the vocabulary
+PROBED_AT_ONCE = 8192  # tokens; some proxies take no more than a megabyte
 TOO_LONG = re.compile("context length|max_model_len|max_tokens must be at least 1|longer than the maximum", re.I)
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0}  # not the checkpoint's own defaults
 
@@ -128,14 +128,15 @@ class HttpTeacher:
         return [known[key] for key in keys]
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
-        """Text from all over the vocabulary, and the template's own tokens, have the same ids here and there."""
-        text = PROBE + " ".join(_spread(tokenizer, PROBED_TOKENS))
-        plain = {"prompt": text, "add_special_tokens": False}
+        """The whole vocabulary as text, and a chat in the server's template, have the same ids here and there."""
+        texts = list(_vocabulary(tokenizer))
+        asked = [{"prompt": text, "add_special_tokens": False} for text in texts]
+        requests = [Request("/tokenize", {"model": self.model, **one}, _ids) for one in asked]
         chat = {"messages": [{"role": "user", "content": PROBE}], "return_token_strs": True}
-        asked = [Request("/tokenize", {"model": self.model, **body}) for body in (plain, chat)]
-        text_answer, chat_answer = self._ask(asked)
-        same_text = text_answer["tokens"] == tokenizer(text, add_special_tokens=False).input_ids
-        if not same_text or tokenizer.convert_ids_to_tokens(chat_answer["tokens"]) != chat_answer["token_strs"]:
+        named = Request("/tokenize", {"model": self.model, **chat}, lambda answer: (_ids(answer), answer["token_strs"]))
+        (ids, names), *there = self._ask([named, *requests])
+        here = [tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+        if there != here or tokenizer.convert_ids_to_tokens(ids) != names:
             raise UserError(
                 f"teacher {self.client.root}: {self.model} has another tokenizer than the student; "
                 "their tokens cannot be compared"
@@ -146,9 +147,6 @@ class HttpTeacher:
             return self.client.ask(requests)
         except Refused as refused:
             raise UserError(self._why(refused)) from None
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            shape = f"{type(error).__name__}: {error}"
-            raise UserError(f"teacher {self.client.root}: an answer of another form than vLLM's ({shape})") from error
 
     def _why(self, refused: Refused) -> str:
         """The line about a request that the server does not like."""
@@ -197,24 +195,28 @@ def scored_reply(told: Sequence[Mapping[str, Any] | None], reply: Sequence[int],
 def _served(client: Client) -> dict[str, int | None]:
     """Names of the models that a server has, the first one first, with the most tokens that each reads."""
     try:
-        (answer,) = client.ask([Request("/v1/models")])
-        models = {str(model["id"]): model.get("max_model_len") for model in answer["data"]}
+        (models,) = client.ask([Request("/v1/models", read=_lengths)])
     except Refused as refused:
         raise UserError(
             f"teacher {client.root}: no list of models at /v1/models (status {refused.status}); "
             "give the address of a vLLM server, such as http://127.0.0.1:8000"
         ) from None
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"teacher {client.root}: /v1/models tells no models; is it a vLLM server?") from None
     if not models:
         raise UserError(f"teacher {client.root}: serves no model")
     return models
 
 
-def _spread(tokenizer: Any, count: int) -> Iterable[str]:
-    """The text of tokens from all over the vocabulary, without those that were added to it (special ones)."""
+def _vocabulary(tokenizer: Any) -> Iterator[str]:
+    """A line for each token, some thousands at a time, without what was added to the vocabulary (special tokens)."""
     plain = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
-    return (tokenizer.decode([index]) for index in plain[:: max(1, len(plain) // count)])
+    lines = [tokenizer.decode([index]) for index in plain]
+    whole = [line for line in lines if "\ufffd" not in line]  # not the parts of a character
+    for start in range(0, len(whole), PROBED_AT_ONCE):
+        yield "\n".join([PROBE, *whole[start : start + PROBED_AT_ONCE]])
+
+
+def _lengths(answer: Any) -> dict[str, int | None]:
+    return {model["id"]: model.get("max_model_len") for model in answer["data"]}
 
 
 def _ids(answer: Any) -> tuple[int, ...]:

@@ -81,7 +81,12 @@ class Client:
 
         async def one(client: httpx.AsyncClient, free: asyncio.Semaphore, request: Request) -> Any:
             async with free:
-                return request.read(await self._answer(client, request))
+                answer = await self._answer(client, request)
+            try:
+                return request.read(answer)
+            except (KeyError, TypeError, IndexError, AttributeError) as error:
+                what = f"answers {request.path} in another form than vLLM's ({type(error).__name__}: {error})"
+                raise UserError(f"teacher {self.root}: {what}") from error
 
         async def every() -> list[Any]:
             free = asyncio.Semaphore(self.requests)
