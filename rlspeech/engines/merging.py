@@ -24,9 +24,9 @@ def merged_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Published names and values; with `learned_only`, the adapted matrices and the other parameters that learn.
 
-    A sum is taken in float32 and has the dtype of its base. A value is that of the moment and may be gone when the
-    next one is asked for: copy what is to be kept. Of tied weights the first name is given. With `gathered` that is a
-    collective, all ranks run through this together.
+    A sum is taken in float32 and has the dtype of its base. A parameter that no adapter touches is given itself; where
+    it had to be gathered, a copy. Of tied weights the first name is given. With `gathered` that is a collective, all
+    ranks run through this together.
     """
     adapted, adapters = _adapted(student.model)
     given: set[int] = set()
@@ -39,7 +39,10 @@ def merged_weights(
             continue
         published = student.published_name(name.replace(".base_layer.", "."))
         with gathered([value] if layer is None else list(layer.parameters())):
-            yield published, value.detach() if layer is None else _sum(layer)
+            found = value.detach() if layer is None else _sum(layer)
+            if layer is None and gathered is not whole:
+                found = found.clone()
+        yield published, found
 
 
 def _adapted(model: nn.Module) -> tuple[dict[str, nn.Module], set[str]]:
