@@ -332,7 +332,8 @@ class ServeConfig(Section):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: every one of this machine")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(8000, description="port to listen on")
     api_key_env: str = Field(
-        "RLSPEECH_TEACHER_KEY", description="environment variable with the key that is asked for; unset: no key"
+        "RLSPEECH_TEACHER_KEY",
+        description="environment variable with the key that is asked for; unset: VLLM_API_KEY, or no key",
     )
     max_logprobs: Count = Field(1000, description="most probable tokens that a request may ask for at each token")
     tensor_parallel: Count = Field(1, description="GPUs that the model is spread over")

@@ -38,8 +38,8 @@ def run(config: ServeConfig) -> None:
         log.warning("no key in %s: whoever reaches %s may use this server", config.api_key_env, config.host)
     log.info("%s: vLLM starts, about a minute on a CPU", config.model)
     with _vllm(arguments(config, folder, on_cpu=on_cpu), environment(config, on_cpu=on_cpu)) as process:
-        _wait_until_ready(process, address(config))
-        log.info("ready: model %s at %s/v1; Ctrl-C ends it", config.name or config.model, address(config))
+        if _is_ready(process, address(config)):
+            log.info("ready: model %s at %s/v1; Ctrl-C ends it", config.name or config.model, address(config))
         status = process.wait()
     raise UserError(f"{config.model}: vLLM ended with status {status}; its own lines above say why")
 
@@ -95,7 +95,7 @@ def environment(config: ServeConfig, *, on_cpu: bool) -> dict[str, str]:
 
 
 def _key(config: ServeConfig) -> str:
-    return os.environ.get(config.api_key_env, "").strip()
+    return os.environ.get(config.api_key_env, "").strip() or os.environ.get("VLLM_API_KEY", "")
 
 
 @contextmanager
@@ -122,13 +122,15 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], root: str) -> None:
+def _is_ready(process: subprocess.Popen[bytes], root: str) -> bool:
+    """Waits for it; False where the process has ended."""
     with httpx.Client(trust_env=False, timeout=10.0) as client:
         while process.poll() is None:
             with suppress(httpx.TransportError):
                 if client.get(f"{root}/health").is_success:
-                    return
+                    return True
             time.sleep(LOOK_S)
+    return False
 
 
 def _check_port(host: str, port: int) -> None:
