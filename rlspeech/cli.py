@@ -3,12 +3,14 @@
 import argparse
 import importlib
 import logging
+import os
 import re
 import signal
 import sys
 import textwrap
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType, NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -29,6 +31,8 @@ from rlspeech.recipe import (
     unknown_flag,
 )
 from rlspeech.verbs import EVERYTHING, TOOLS, VERBS
+
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,6 +109,8 @@ def _run_stage(verb: str, argv: list[str]) -> None:
     if getattr(given, "/dry_run"):
         _show_plan(verb, config)
         return
+    if not any(Path(device).exists() for device in GPU_DEVICES):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers imports, warns otherwise
     stage = importlib.import_module(f"rlspeech.stages.{verb}")
     stage.run(config, **({"resume": getattr(given, "/resume")} if VERBS[verb].resumes else {}))
 

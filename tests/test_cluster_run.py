@@ -44,8 +44,8 @@ def command(recipe: str, run_dir: Path, models: Sequence[Path], spoken: Path, *m
         "--teacher": teacher,
         "--run-dir": run_dir,
         "--data.train": spoken / "train.jsonl",
-        "--data.tests.test-voice": spoken / "test_voice.jsonl",
-        "--data.tests.test-text": spoken / "test_text.jsonl",
+        "--data.tests.test_voice": spoken / "test_voice.jsonl",
+        "--data.tests.test_text": spoken / "test_text.jsonl",
     }
     flags = [str(part) for pair in given.items() for part in pair]
     return [sys.executable, "-m", "rlspeech", "distill", recipe, *flags, *more]

@@ -125,7 +125,15 @@ def _in_process(
 def _by_url(url: str, reading: TeacherConfig, student: Student) -> Teacher:
     from rlspeech.engines.teacher_http import HttpTeacher
 
-    return HttpTeacher.connect(url, reading_of(reading), reading, student.tokenizer)
+    asked = {"timeout_s": reading.timeout_s, "retries": reading.retries, "requests": reading.requests}
+    return HttpTeacher.connect(
+        url,
+        reading_of(reading),
+        tokenizer=student.tokenizer,
+        top_k=reading.top_k,
+        api_key_env=reading.api_key_env,
+        **asked,
+    )
 
 
 def _vllm_rollouts(config: DistillConfig, place: StudentPlace, student: Student) -> RolloutEngine:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlspeech.engines.decoding import generate
 from rlspeech.engines.teacher_text import Reading
-from rlspeech.maths.logprobs import by_chunks, logits, token_logprobs
+from rlspeech.maths.logprobs import CHUNK, logits, token_logprobs
 from rlspeech.maths.packing import attention_mask, pack
 from rlspeech.protocols import Sampling
 from rlspeech.types import Completion, Sample, Scored
@@ -81,12 +81,13 @@ class TransformersTeacher:
         if not self.top_k:
             return (token_logprobs(hidden_ND, self._head(), targets_N),)
 
-        def rows(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-            logprobs = logits(hidden, head).log_softmax(-1)
+        def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+            logprobs = logits(hidden, self._head()).log_softmax(-1)
             best = logprobs.topk(min(self.top_k or 0, logprobs.shape[-1]), dim=-1)
             return logprobs.gather(-1, targets[:, None])[:, 0], best.indices, best.values
 
-        return by_chunks(rows, hidden_ND, self._head(), targets_N)
+        chunks = [chunk(*pair) for pair in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)]
+        return tuple(torch.cat(column) for column in zip(*chunks, strict=True))
 
     def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
         prompts = [self._prompt(sample) for sample in samples]

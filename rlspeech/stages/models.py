@@ -15,8 +15,6 @@ def use_threads(threads: int | None, seed: int) -> None:
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(seed)
     disable_progress_bar()  # of loading weights: ours are the ones to look at
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers imports, warns otherwise
 
 
 def lora_settings(lora: LoraConfig | None) -> dict[str, Any] | None:
