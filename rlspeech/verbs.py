@@ -78,7 +78,7 @@ VERBS = {
         "a model behind an OpenAI-compatible address, by vLLM: a teacher for others, or a student to talk to",
         "Runs a vLLM server until it is stopped. It listens on this machine alone unless --host says otherwise, asks "
         "for the key in an environment variable where one is set, and tells as many log-probs as a teacher is asked. "
-        "`--teacher http://HOST:PORT` of distill and evaluate asks it.",
+        "`rlspeech distill --teacher http://HOST:PORT` asks it.",
         (
             "rlspeech serve --model tiny-llm",
             "rlspeech serve --model runs/tiny/distill/checkpoint --port 8001 --vllm.max-num-seqs 8",

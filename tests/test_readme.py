@@ -10,7 +10,7 @@ import pytest
 from rlspeech.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/data.md", "docs/cluster.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/data.md", "docs/cluster.md", "docs/teachers.md")
 FENCE = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 
 
@@ -61,6 +61,8 @@ def test_rlspeech_commands_run(command: str, shortened, spoken, small_student, t
         make_run(tmp_path / folder, spoken, small_student)
         assert main([verb, *rest, *(["--resume"] if verb == "pipeline" else [])]) == 0
         return
+    if verb == "serve":  # it runs until it is stopped: tests/test_serve.py
+        rest.append("--dry-run")
     if "--dry-run" in rest or verb == "plan":
         assert main([verb, *rest]) == 0
         return
