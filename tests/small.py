@@ -1,9 +1,14 @@
 """Small random-weight models of the tiny pair's true architectures, with its real tokenizer."""
 
 import json
+import os
+import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3ForConditionalGeneration,
@@ -64,3 +69,33 @@ def write_teacher(folder: Path, teacher_folder: Path, *, head_dim: int = 8) -> P
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def opinionated(folder: Path) -> Path:
+    """The student of a folder with a head that is not nearly indifferent, and with biases that are not zero."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    generator = torch.Generator().manual_seed(2)
+    for name, value in tensors.items():
+        if name.endswith("lm_head.weight"):
+            value.mul_(12)
+        if name.endswith("_proj.bias"):
+            value.normal_(0, 0.1, generator=generator)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def traces() -> dict[str, Any]:
+    """What a library may leave in a process that uses it."""
+    kept = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "NUMEXPR_MAX_THREADS", "LD_LIBRARY_PATH")
+    return {
+        "environment": {name: os.environ.get(name) for name in kept},
+        "threads": torch.get_num_threads(),
+        "set threads": torch.set_num_threads.__name__,
+        "dtype": torch.get_default_dtype(),
+        "inference": torch.is_inference_mode_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "torch": torch.get_rng_state().sum().item(),
+        "numpy": np.random.get_state()[1].sum().item(),
+        "python": hash(random.getstate()),
+    }
