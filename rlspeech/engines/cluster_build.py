@@ -12,7 +12,7 @@ from rlspeech.catalog import is_url
 from rlspeech.config import ClusterConfig, DistillConfig, TeacherConfig
 from rlspeech.engines.build import Engines, build_teachers, check_tokenizer, reading_of
 from rlspeech.engines.cluster import Actor, Cluster
-from rlspeech.engines.cluster_learner import ClusterLearner
+from rlspeech.engines.cluster_learner import ClusterLearner, Task
 from rlspeech.engines.cluster_rollouts import ClusterRollouts
 from rlspeech.engines.cluster_teacher import ClusterTeacher
 from rlspeech.engines.loading import StudentPlace
@@ -38,6 +38,7 @@ def build_on_cluster(
         learner = site.learner(place, prepare)
         for pool in site.pools:
             pool.await_start()
+        learner.await_start()
         yield Engines(student, rollouts, teacher, learner, interrupt=cluster.interrupt)
     finally:
         cluster.close()
@@ -61,6 +62,19 @@ class Site:
     def threads(self, workers: int) -> int:
         """CPU threads of each worker of a role, whose workers work at the same time."""
         return max(1, self.cores // workers)
+
+    def learner(self, place: StudentPlace, prepare: Mapping[str, Any]) -> ClusterLearner:
+        config, ranks = self.config, self.settings.learners
+        task = Task(
+            place,
+            prepare,
+            config.optim,
+            config.deepspeed,
+            config.importance,
+            seed=config.seed,
+            threads=self.threads(ranks),
+        )
+        return ClusterLearner.begin(self.cluster, ranks, task, gpus=0.5 if self.settings.colocated else 1)
 
     def rollouts(self, place: StudentPlace) -> ClusterRollouts:
         settings, config = self.settings, self.config
