@@ -1,0 +1,153 @@
+"""Processes that learn together, for tests: DeepSpeed learners one after the other in the same actors."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlspeech.config import DeepspeedConfig, ImportanceConfig, OptimConfig
+from rlspeech.engines.batches import make_batches, reference_rollouts
+from rlspeech.engines.cluster import Worker
+from rlspeech.engines.learner_torch import TorchLearner, learnable
+from rlspeech.engines.measure import UNCORRECTED
+from rlspeech.losses.cross_entropy import Loss
+from rlspeech.protocols import Learned, Learner, Student
+from rlspeech.students.tiny import Student as TinyStudent
+from rlspeech.types import Rollout, Sample, TokenBatch, Waveform
+
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
+QUESTIONS = ("Who speaks?", "Where will they meet, and when?")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One learner and what it is to do."""
+
+    folder: Path  # of the student
+    steps: int = 20
+    settings: dict[str, Any] = field(default_factory=dict)  # of DeepspeedConfig
+    lora: dict[str, Any] | None = field(default_factory=lambda: dict(LORA))
+    lr: float = 1e-2
+    micro_batch: int = 2
+    silent: Sequence[int] = ()  # audios that are left out: their prompts are text
+    temperature: float = 1.0
+    importance: ImportanceConfig = UNCORRECTED
+    sampled: bool = False  # the replies carry log-probs as if a sampler had written them
+    restore: Path | None = None  # a state to begin with
+    save: Path | None = None  # where the state goes in the end
+    export: Path | None = None  # where the model goes in the end
+
+    @property
+    def optim(self) -> OptimConfig:
+        return OptimConfig(steps=20, lr=self.lr, warmup_steps=2)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    learned: list[Learned]
+    weights: dict[str, torch.Tensor]  # published, of what learns
+    evaluated: Learned
+    moved: dict[str, float]  # largest change of each parameter that learns (of a torch learner alone)
+
+    @property
+    def losses(self) -> list[float]:
+        return [one.metrics["train/loss"] for one in self.learned]
+
+    @property
+    def norms(self) -> list[float]:
+        return [one.metrics["train/grad_norm"] for one in self.learned]
+
+
+def student_of(case: Case) -> Student:
+    torch.manual_seed(0)
+    dtype = getattr(torch, case.settings.get("dtype", "float32"))
+    student = TinyStudent.load(case.folder, dtype=dtype)
+    student.prepare("distill", case.lora)
+    return student
+
+
+def rollouts_of(student: Student, silent: Sequence[int] = (), *, sampled: bool = False) -> list[Rollout]:
+    """Two questions about each of five audios of different lengths."""
+    samples, prompts = [], []
+    for index in range(5):
+        noise = np.random.default_rng(index).normal(scale=0.1, size=9_000 + 4_000 * index).astype(np.float32)
+        for place, question in enumerate(QUESTIONS):
+            sample = Sample(f"{index}/{place}", f"{question} ({index})", reference=f"Answer {place} to {index}.")
+            audio = None if index in silent else Waveform(noise, 16_000)
+            prompt = student.render(sample, audio)
+            samples.append(sample)
+            prompts.append(prompt if audio is None else replace(prompt, audio_key=str(index)))
+    rollouts = reference_rollouts(student, samples, prompts)
+    if not sampled:
+        return rollouts
+    draw = np.random.default_rng(0)
+    written = [
+        replace(r.completion, logprobs=tuple(draw.uniform(-13, -9, len(r.completion.token_ids)))) for r in rollouts
+    ]
+    return [replace(r, completion=reply, origin="sampled") for r, reply in zip(rollouts, written, strict=True)]
+
+
+def batches_of(case: Case, student: Student, ranks: int = 1) -> list[TokenBatch]:
+    rollouts = rollouts_of(student, case.silent, sampled=case.sampled)
+    return make_batches(student, rollouts, micro_batch=case.micro_batch, ranks=ranks)
+
+
+def outcome_of(case: Case, learner: Learner, batches: Sequence[TokenBatch]) -> Outcome:
+    if case.restore:
+        learner.restore(case.restore)
+    learned = [learner.step(batches, Loss(), temperature=case.temperature) for _ in range(case.steps)]
+    weights = {name: value.clone() for name, value in learner.weights()}
+    if case.save:
+        learner.save(case.save)
+    if case.export:
+        learner.export(case.export)
+    return Outcome(learned, weights, learner.evaluate(batches, Loss()), {})
+
+
+def in_one_process(case: Case) -> Outcome:
+    """What the torch learner makes of it: the witness of every DeepSpeed learner."""
+    student = student_of(case)
+    learner = TorchLearner.of(student, case.optim, case.importance)
+    before = {name: value.detach().clone() for name, value in learnable(student.model).items()}
+    outcome = outcome_of(case, learner, batches_of(case, student))
+    moved = {
+        name: float((value.detach() - before[name]).abs().max()) for name, value in learnable(student.model).items()
+    }
+    return replace(outcome, moved=moved)
+
+
+class Bench(Worker):
+    def __init__(self, rank: int, ranks: int) -> None:
+        self.rank, self.ranks = rank, ranks
+
+    def address(self) -> int:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            return found.getsockname()[1]
+
+    def join(self, port: int) -> None:
+        torch.set_num_threads(1)
+        os.environ |= {"RANK": str(self.rank), "WORLD_SIZE": str(self.ranks), "LOCAL_RANK": "0"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+
+    def run(self, case: Case) -> Outcome:
+        """Of every parameter that is large enough to be split among the ranks, a part is here alone (ZeRO 3)."""
+        from rlspeech.engines.learner_deepspeed import DeepspeedRank
+
+        student = student_of(case)
+        rank = DeepspeedRank.start(
+            student,
+            case.optim,
+            DeepspeedConfig(**case.settings),
+            importance=case.importance,
+            on_progress=self.moved,
+            small=0,
+        )
+        return outcome_of(case, rank, batches_of(case, student, self.ranks)[self.rank :: self.ranks])
