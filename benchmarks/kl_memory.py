@@ -13,7 +13,6 @@ each counts, so that other work on the machine disturbs all alike. Goal: memory 
 import argparse
 import json
 import math
-import platform
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from machine import describe
 from torch import Tensor
 
 from rlspeech.maths.distill import full_vocabulary
@@ -99,14 +99,6 @@ def status_bytes(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
-def machine(args: argparse.Namespace) -> str:
-    if args.device != "cpu":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-    return f"{(models or [platform.processor()])[0]}, {args.threads} threads, torch {torch.__version__}"
-
-
 def in_a_fresh_process(variant: str, head: str, argv: list[str]) -> dict[str, float]:
     command = [sys.executable, __file__, *argv, "--variant", variant, "--head", head]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -143,7 +135,9 @@ def main() -> None:
         print(json.dumps(measure(args.variant, args)))
         return
     argv = sys.argv[1:]
-    print(f"{machine(args)}; {args.tokens} tokens, vocabulary {args.vocabulary}, hidden size {args.hidden}, float32\n")
+    gpu = "" if args.device == "cpu" else f"; {torch.cuda.get_device_name()}"
+    sizes = f"{args.tokens} tokens, vocabulary {args.vocabulary}, hidden size {args.hidden}, float32"
+    print(f"{describe()}{gpu}\n\n{args.threads} threads, {sizes}\n")
     print("| head    | variant             | MiB     | ratio  | seconds | ratio |")
     print("|---|---|---|---|---|---|")
     compare("frozen", ["plain", "ours"], args, argv)
