@@ -10,6 +10,7 @@ import torch
 from served import KEY, Server, free_port, network
 from transformers import AutoTokenizer
 
+from rlspeech.cli import main
 from rlspeech.engines import vllm_client
 from rlspeech.engines.teacher_http import HttpTeacher, scored_reply
 from rlspeech.engines.teacher_text import Reading
@@ -195,6 +196,18 @@ def test_the_key_is_in_no_log_repr_or_command_line(connect, served_teacher, repl
     family = served_teacher.family()
     assert len(family) >= 3  # ours, vLLM's server, its engine
     assert all(KEY not in Path(f"/proc/{pid}/cmdline").read_text() for pid in family)
+
+
+@pytest.mark.slow
+def test_distill_learns_from_a_teacher_by_url(served_teacher, small_student, spoken, tmp_path) -> None:
+    flags = [f"--data.train={spoken}/train.jsonl", "--data.tests", "{}", f"--student={small_student}", "--quiet"]
+    flags += ["--optim.steps=2", "--optim.batch=2", "--sampling.max-tokens=4", f"--run-dir={tmp_path}/run"]
+    assert main(["distill", "tiny/distill", *flags, f"--teacher={served_teacher.url}", "--reading.top-k=32"]) == 0
+    steps = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [step["kl/train_nats"] > 0 for step in steps[1:]] == [True, True]
+    written = [file for file in (tmp_path / "run").rglob("*") if file.suffix in (".json", ".jsonl", ".toml", ".md")]
+    assert written
+    assert all(KEY not in file.read_text() for file in written)
 
 
 def test_a_server_that_is_not_there_or_keeps_failing_is_given_up_in_one_line(tokenizer, caplog) -> None:
