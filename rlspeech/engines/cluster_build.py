@@ -18,6 +18,7 @@ from rlspeech.engines.cluster_teacher import ClusterTeacher
 from rlspeech.engines.loading import StudentPlace
 from rlspeech.engines.pool import Pool
 from rlspeech.engines.vllm_engine import Layout
+from rlspeech.engines.weight_transfer import backend
 from rlspeech.engines.workers import RolloutWorker, TeacherWorker
 from rlspeech.protocols import Student, Teacher
 
@@ -83,6 +84,7 @@ class Site:
             threads=self.threads(settings.rollout_workers),
             adapter_rank=config.lora.rank if config.lora and settings.sync == "adapter" else 0,
             colocated=settings.colocated,
+            transfer=backend(gpus=self.cluster.gpus, colocated=settings.colocated),
         )
 
         def make(number: int) -> Actor:
@@ -97,6 +99,8 @@ class Site:
             bucket_mib=settings.sync_bucket_mib,
             adapter_only=settings.sync == "adapter",
             colocated=settings.colocated,
+            tensor_parallel=layout.tensor_parallel,
+            transfer=layout.transfer,
         )
 
     def teacher(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import safe_open
 from torch import Tensor
@@ -39,6 +39,28 @@ class Task:
     seed: int = 0
     threads: int = 1  # of each rank on a CPU
     small: int | None = None  # see learner_deepspeed.SMALL
+
+
+@dataclass(frozen=True)
+class Samplers:
+    """vLLM workers on GPUs, as rank 0 of the learner reaches them."""
+
+    handles: tuple[Any, ...]
+    tensor_parallel: int
+    transfer: Literal["nccl", "ipc"]
+    bucket_bytes: int
+
+    def tell(self, method: str, *args: Any) -> None:
+        """Calls a method of all workers and waits. In NCCL's group a worker has its place behind those before it."""
+        import ray
+
+        calls = []
+        for number, handle in enumerate(self.handles):
+            given = args
+            if args and isinstance(args[0], dict) and "rank_offset" in args[0]:
+                given = ({**args[0], "rank_offset": args[0]["rank_offset"] + number * self.tensor_parallel},)
+            calls.append(getattr(handle, method).remote(*given))
+        ray.get(calls)
 
 
 class LearnerRank(Worker):
@@ -101,6 +123,26 @@ class LearnerRank(Worker):
         self.moved()
         return next(self.buckets, None)
 
+    def join_samplers(self, samplers: Samplers, address: tuple[str, int]) -> None:
+        """Between GPUs: the sender of this rank, of which rank 0 talks to the workers."""
+        from rlspeech.engines import weight_transfer
+
+        self.client = weight_transfer.Client(samplers.tell)
+        self.sender = weight_transfer.sender(
+            samplers.transfer,
+            client=self.client,
+            source=weight_transfer.Source(self.learner.weights, self.task.place.folder, self.learner.engine.device),
+            rank=self.rank,
+            workers=len(samplers.handles) * samplers.tensor_parallel,
+            bucket_bytes=samplers.bucket_bytes,
+            address=address[0],
+            port=address[1],
+        )
+
+    def send_weights(self, version: int) -> None:
+        self.client.version = version
+        self.sender.send_weights()
+
     def export(self, folder: Path) -> None:
         self.learner.export(folder)
 
@@ -136,6 +178,7 @@ class ClusterLearner:
     turn: threading.RLock = field(default_factory=threading.RLock)
     actors: list[Actor] = field(default_factory=list)
     _starting: dict[Any, Actor] = field(default_factory=dict)
+    _samplers: Samplers | None = None  # those that have met the ranks
     _head: tuple[Any, Any] = (None, None)  # the teacher's head as it was given, and where Ray keeps it
 
     @classmethod
@@ -178,6 +221,15 @@ class ClusterLearner:
             while (bucket := self._tell("next_bucket")[0]) is not None:
                 yield bucket
 
+    def send(self, samplers: Samplers, version: int) -> None:
+        """Weights from GPU to GPU, to these samplers and no others; they meet anew when one of them is a new one."""
+        with self.turn:
+            if samplers != self._samplers:
+                (address,) = self.cluster.all({self.actors[0].call("address"): self.actors[0]})
+                self._tell("join_samplers", samplers, address)
+                self._samplers = samplers
+            self._tell("send_weights", version)
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         with TemporaryDirectory(prefix="rlspeech-", dir=_shared_memory()) as folder:
             for bucket in self.publish(Path(folder), READ_BYTES):
@@ -216,7 +268,7 @@ class ClusterLearner:
     def close(self) -> None:
         for actor in self.actors:
             self.cluster.kill(actor)
-        self.actors, self._starting = [], {}
+        self.actors, self._starting, self._samplers = [], {}, None
 
     def _start(self) -> None:
         self.actors = [

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from rlspeech.engines.cluster import Actor
-from rlspeech.engines.cluster_learner import ClusterLearner
+from rlspeech.engines.cluster_learner import ClusterLearner, Samplers
 from rlspeech.engines.pool import Pool
+from rlspeech.engines.weight_transfer import Backend
 from rlspeech.protocols import Sampling
 from rlspeech.types import Prompt, Rollout, Sample
 
@@ -26,6 +27,8 @@ class ClusterRollouts:
     bucket_mib: int
     adapter_only: bool = False
     colocated: bool = False
+    tensor_parallel: int = 1
+    transfer: Backend = "shared_memory"
     learner: ClusterLearner | None = None  # whose weights they have
     awake: bool = True
 
@@ -59,7 +62,10 @@ class ClusterRollouts:
         """A worker that is lost meanwhile is replaced, and gets the weights when it is ready."""
         self._wake()
         self.learner = learner
-        self._send(learner, version, self.pool.tell_all)
+        if self.transfer == "shared_memory" or self.adapter_only:
+            self._send(learner, version, self.pool.tell_all)
+        else:
+            learner.send(self._samplers(self.transfer), version)
 
     def _bring_up_to_date(self, worker: Actor) -> None:
         """The learner's newest weights for a worker that was started again: they may be newer than the others have."""
@@ -67,10 +73,13 @@ class ClusterRollouts:
             cluster = self.pool.cluster
             with self.learner.turn:
                 version = self.learner.steps_done
+                if self.transfer != "shared_memory" and not self.adapter_only:
+                    self.learner.send(self._samplers(self.transfer), version)  # all of them meet anew
+                    return
                 self._send(self.learner, version, lambda name, *args: cluster.all({worker.call(name, *args): worker}))
 
     def _send(self, learner: ClusterLearner, version: int, tell: Callable[..., Any]) -> None:
-        """One bucket at a time through shared memory: written by the learner, read by every worker, then gone."""
+        """On a CPU one bucket at a time through shared memory: written by the learner, read by workers, then gone."""
         with shared_folder() as folder:
             if self.adapter_only:
                 learner.export_adapter(folder)
@@ -81,6 +90,10 @@ class ClusterRollouts:
                 tell("update", bucket)
                 bucket.unlink()
             tell("end_update", version)
+
+    def _samplers(self, transfer: Literal["nccl", "ipc"]) -> Samplers:
+        handles = tuple(self.pool.workers[place].handle for place in sorted(self.pool.workers))
+        return Samplers(handles, self.tensor_parallel, transfer, self.bucket_mib * 2**20)
 
     def _sleep(self) -> None:
         """Colocated engines leave the GPU to the learner."""

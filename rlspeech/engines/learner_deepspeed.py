@@ -179,10 +179,14 @@ class DeepspeedRank:
                 self.student.save(folder, kept)
 
     def export_adapter(self, folder: Path) -> None:
-        """The adapter alone, as `Student.save_adapter` writes it, by rank 0."""
-        with self._gathered(self._adapter()):
+        """The adapter as `Student.save_adapter` writes it, and what learns besides in a file of its own, by rank 0."""
+        others = {name: value for name, value in learnable(self.student.model).items() if ".lora_" not in name}
+        with self._gathered([*self._adapter(), *others.values()]):
             if is_first():
                 self.student.save_adapter(folder)
+                named = {self.student.published_name(name): value.detach() for name, value in others.items()}
+                if named:
+                    _written(folder / "others.safetensors", named)
 
     def save(self, folder: Path) -> None:
         """What any learner restores from, by rank 0."""

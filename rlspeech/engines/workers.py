@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlspeech.config import VllmConfig
 from rlspeech.engines import rollout_vllm, teacher_vllm, vllm_engine
@@ -29,8 +30,17 @@ class RolloutWorker(Worker):
     def generate(self, samples: Sequence[Sample], prompts: Sequence[Prompt], sampling: Sampling) -> PackedReplies:
         return PackedReplies.of([one.completion for one in self.rollouts.generate(samples, prompts, sampling)])
 
+    def join_transfer(self, init_info: Mapping[str, Any]) -> None:
+        self.rollouts.join_transfer(init_info)
+
+    def leave_transfer(self) -> None:
+        self.rollouts.leave_transfer()
+
     def begin_update(self) -> None:
         self.rollouts.begin_update()
+
+    def receive(self, update_info: Mapping[str, Any]) -> None:
+        self.rollouts.receive(update_info)
 
     def update(self, bucket: Path) -> None:
         self.moved()
