@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rlspeech.config import FramesConfig, OptimConfig
 from rlspeech.engines.batches import make_batches, reference_rollouts
@@ -66,6 +67,16 @@ def test_prompts_read_together_are_answered_as_when_read_alone(student: Student)
         assert rollout.sample is sample
         assert rollout.completion.token_ids == alone.completion.token_ids
         assert np.allclose(rollout.completion.logprobs, alone.completion.logprobs, atol=1e-4)
+
+
+def test_prompts_without_audio_are_answered_among_those_with_it(student: Student) -> None:
+    samples, heard = asked(student, audios=1)
+    prompts = [heard[0], *(student.render(sample, None) for sample in samples[1:])]
+    engine = TransformersRollouts(student)
+    together = engine.generate(samples, prompts, Sampling(max_tokens=6))
+    for rollout, sample, prompt in zip(together, samples, prompts, strict=True):
+        (alone,) = engine.generate([sample], [prompt], Sampling(max_tokens=6))
+        assert rollout.completion.token_ids == alone.completion.token_ids
 
 
 def test_sampled_replies_are_grouped_seeded_and_differ(student: Student) -> None:
@@ -218,6 +229,13 @@ def test_a_restored_learner_goes_on_as_if_it_had_not_stopped(small_student: Path
     assert again == losses[2:]
     ours, theirs = learnable(second.student.model), learnable(straight.student.model)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_state_of_another_version_is_refused_in_one_line(student: Student, tmp_path: Path) -> None:
+    student.prepare("sft", LORA)
+    save_file({"steps_done": torch.tensor(3)}, tmp_path / "learner.safetensors")
+    with pytest.raises(UserError, match=r"learner\.safetensors: written by another version"):
+        TorchLearner.of(student, OptimConfig(steps=5)).restore(tmp_path)
 
 
 def test_a_teacher_that_is_the_student_is_at_no_distance(student: Student) -> None:
