@@ -87,6 +87,10 @@ class VllmRollouts:
         self.llm.init_weight_transfer_engine({"init_info": dict(init_info)})
         self._joined = True
 
+    def leave_transfer(self) -> None:
+        self.llm.shutdown_weight_transfer_engine()
+        self._joined = False
+
     def begin_update(self) -> None:
         """Then come `update` or `receive`, as often as need be, and `end_update`. No reply is written meanwhile."""
         if not self._joined:

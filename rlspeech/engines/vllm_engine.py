@@ -8,9 +8,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ ENVIRONMENT = {
 OVERRIDES = ("VLLM_CPU_KVCACHE_SPACE",)  # would count more than our settings
 CPU_BLOCK_TOKENS = 32  # of the KV cache, the least that its kernels like: shared beginnings are shared to such a block
 ROUNDS_AHEAD = 2  # requests under way, in multiples of what is decoded at once
+LIVING: WeakSet[Any] = WeakSet()  # engines of this process
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,35 @@ def start(folder: Path, settings: VllmConfig, layout: Layout) -> LLM:
         from vllm import LLM
 
         vllm_shared_memory.register()
+        _last_one_out()
         try:
-            return LLM(str(folder), **_arguments(settings, layout))
+            llm = LLM(str(folder), **_arguments(settings, layout))
         except ValueError as error:
             if "max_model_len" in str(error):
                 raise UserError(
                     f"vllm.max_model_len = {settings.max_model_len}: the model in {folder} holds no such sequence"
                 ) from error
             raise
+    LIVING.add(llm)
+    return llm
+
+
+def _last_one_out() -> None:
+    """An engine that ends destroys vLLM's process groups, which all engines of a process share: here, the last does.
+
+    To be removed when vLLM (0.32: EngineCore.shutdown) ends its own alone.
+    """
+    from vllm.v1.engine import core
+
+    destroy = core.cleanup_dist_env_and_memory
+    if not hasattr(destroy, "__wrapped__"):
+
+        @wraps(destroy)
+        def when_last() -> None:
+            if not LIVING:
+                destroy()
+
+        core.cleanup_dist_env_and_memory = when_last
 
 
 def _arguments(settings: VllmConfig, layout: Layout) -> dict[str, Any]:

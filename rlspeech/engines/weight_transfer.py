@@ -79,7 +79,7 @@ class Client:
 
 @dataclass
 class Source:
-    """vLLM's WeightSource of what learns, merged, and of what is fused with it in vLLM, from the checkpoint in `folder`.
+    """vLLM's WeightSource: what learns, merged, and what is fused with it in vLLM, from the checkpoint in `folder`.
 
     `weights` gives a fresh pass of the learner's weights; with sharded parameters that is a collective of all ranks.
     """
