@@ -93,8 +93,9 @@ class Cluster:
 
         if settings.address is not None:
             try:
+                _knock(settings.address)
                 ray.init(address=settings.address, **quiet)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UserError(f"cluster.address = {settings.address!r}: no Ray cluster answers ({reason})") from error
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -237,6 +238,13 @@ def _start_here(settings: ClusterConfig, quiet: Mapping[str, Any]) -> None:
         _node_ip_address=settings.host,
         **quiet,
     )
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nothing listens at host:port: Ray would ask there for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _why(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from rlspeech.engines.weight_transfer import backend
 from rlspeech.engines.workers import RolloutWorker, TeacherWorker
 from rlspeech.protocols import Student, Teacher
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def build_on_cluster(
@@ -33,6 +36,8 @@ def build_on_cluster(
     try:
         site = Site(config, settings, cluster, cores)
         cluster.place(site.bundles)
+        if settings.colocated and not cluster.gpus:
+            log.info("cluster.colocated: there is no GPU to take turns on, so sleeping and waking do nothing")
         student = place.load(weights=False)
         rollouts = site.rollouts(place)
         teacher = build_teachers(config, student, site.teacher)
