@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rlspeech.errors import RunFailed, UserError, did_you_mean
+from rlspeech.errors import CheckFailed, RunFailed, UserError, did_you_mean
 from rlspeech.recipe import (
     CONFIGS,
     default_recipe,
@@ -38,7 +38,8 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status.
 
-    0; 1 where a run could not go on; 2 for a mistake of the user; 130 and 143 where interrupted and terminated.
+    0; 1 where a run could not go on or a check did not pass; 2 for a mistake of the user; 130 and 143 where interrupted
+    and terminated.
     """
     try:
         _end_on_sigterm()
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except RunFailed as error:
         print(f"rlspeech: failed: {error}; a stage that learns goes on with --resume", file=sys.stderr)
+        return 1
+    except CheckFailed as error:
+        print(f"rlspeech: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("rlspeech: interrupted; a stage that learns goes on with --resume", file=sys.stderr)

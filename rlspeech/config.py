@@ -324,6 +324,22 @@ class PipelineConfig(Section):
     seed: Seed = Field(0, description="seed handed to every stage that learns")
 
 
+class ParityConfig(Section):
+    """The same checkpoint and audio in transformers and in vLLM, in float32."""
+
+    student: str = Field(description="short name, folder, run folder, or hub id of the speech LLM")
+    audio: list[Path] = Field([], description="recordings to ask about, in place of held-out sets")
+    instruction: str = Field("Transcribe the speech.", description="what is asked about them")
+    data: TestsConfig = TestsConfig()
+    prompts: Count = Field(6, description="prompts compared, the first ones of each held-out set")
+    max_tokens: Count = Field(16, description="longest reply, in the student's tokens")
+    gate_nats: Positive = Field(1e-3, description="largest difference of log-probs that passes")
+    run_dir: Path | None = Field(None, description="folder that parity.json is written to")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
+    trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
+    vllm: VllmConfig = VllmConfig(max_model_len=2048, max_num_seqs=8)
+
+
 class ServeConfig(Section):
     """A model behind an OpenAI-compatible address, by vLLM: a teacher for others, or a student to talk to."""
 

@@ -12,6 +12,10 @@ class RunFailed(RuntimeError):
     """The run cannot go on, by no mistake of the user: what it has written stands, and --resume goes on from there."""
 
 
+class CheckFailed(Exception):
+    """A check that was asked for did not pass. The command prints it as one line and exits with status 1."""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """The tail of a message about an unknown name.
 

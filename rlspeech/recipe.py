@@ -15,6 +15,7 @@ from rlspeech.config import (
     AlignConfig,
     DistillConfig,
     EvaluateConfig,
+    ParityConfig,
     PipelineConfig,
     ReportConfig,
     ServeConfig,
@@ -34,6 +35,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "pipeline": PipelineConfig,
+    "parity": ParityConfig,
     "serve": ServeConfig,
 }
 NONE = "none"  # TOML has no null; this word is None wherever a setting may be None

@@ -74,6 +74,17 @@ VERBS = {
         ("rlspeech pipeline tiny/quickstart", "rlspeech pipeline tiny/quickstart --resume"),
         resumes=True,
     ),
+    "parity": Verb(
+        "the same checkpoint and audio in transformers and in vLLM: equal replies, equal log-probs",
+        "What is learned from and what is sampled from must be one model. In float32, prompt ids and greedy replies "
+        "have to be equal and log-probs to agree within --gate-nats; otherwise the first input that differs is named "
+        "(prompt ids, audio features, encoder output, projector output, logits) and the status is 1. Without audio or "
+        "a held-out set, a few exchanges are spoken by eSpeak NG.",
+        (
+            "rlspeech parity --student tiny",
+            "rlspeech parity --student runs/tiny/distill/checkpoint --data.tests.voice runs/tiny/data/test_voice.jsonl",
+        ),
+    ),
     "serve": Verb(
         "a model behind an OpenAI-compatible address, by vLLM: a teacher for others, or a student to talk to",
         "Runs a vLLM server until it is stopped. It listens on this machine alone unless --host says otherwise, asks "

@@ -30,6 +30,10 @@ NEVER = -100.0  # vLLM's largest bias against a token: its probability is below 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
+class OtherPrompt(RuntimeError):
+    """vLLM reads another prompt than the learner."""
+
+
 def _still() -> None:
     """Where nobody wants to know."""
 
@@ -51,8 +55,8 @@ class VllmRollouts:
     def generate(self, samples: Sequence[Sample], prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """Replies hang on `sampling.seed` and the sample's id, not on the batch or the worker that it comes to.
 
-        Raises UserError where a prompt and its reply do not fit into the engine, RuntimeError where vLLM reads another
-        prompt than the learner.
+        Raises UserError where a prompt and its reply do not fit into the engine, OtherPrompt where vLLM and the
+        learner read different ones.
         """
         for sample, prompt in zip(samples, prompts, strict=True):
             self._check_length(sample, prompt, sampling)
@@ -113,7 +117,7 @@ class VllmRollouts:
         for file, names in vllm_shared_memory.beside(self._sent, self._folder()).items():
             self.receive({"file": str(file), "names": names})
         self.llm.finish_weight_update(str(version))
-        self._forget()
+        self.forget()
         self.version = version
 
     def load_adapter(self, folder: Path, version: int) -> None:
@@ -133,7 +137,7 @@ class VllmRollouts:
             self._publish_adapter(folder, Path(place))
             self.llm.llm_engine.add_lora(LoRARequest("policy", 1, place, load_inplace=True))
             self.adapter = LoRARequest("policy", 1, place)
-        self._forget()
+        self.forget()
         self.version = version
 
     def sleep(self) -> None:
@@ -150,7 +154,7 @@ class VllmRollouts:
     def _folder(self) -> Path:
         return Path(self.llm.llm_engine.model_config.model)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """What was computed with the weights before. Without the last, old audio embeddings are served in silence."""
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM's prefix cache is in use and keeps what the weights before have made")
@@ -212,7 +216,7 @@ def _check_prompt(sample: Sample, prompt: Prompt, output: RequestOutput) -> None
         at = next(
             (at for at, pair in enumerate(zip(theirs, prompt.token_ids, strict=False)) if pair[0] != pair[1]), None
         )
-        raise RuntimeError(
+        raise OtherPrompt(
             f"{sample.id}: vLLM reads a prompt of {len(theirs)} tokens, the learner one of {len(prompt.token_ids)}; "
             f"they differ from token {min(len(theirs), len(prompt.token_ids)) if at is None else at} on"
         )
