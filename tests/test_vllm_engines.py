@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused_with_its_sample(student, rollouts) -> None
 def test_a_long_queue_is_streamed_and_progress_is_told(student, rollouts) -> None:
     """Of 40 requests of one sequence each, to an engine of 8 sequences, no more than 16 are under way."""
     _, prompts = asked(student)
-    how = rollouts._params(Sampling(3, temperature=1.0), seed=1)
+    how = rollouts.params(Sampling(3, temperature=1.0), seed=1)
     taken, steps = [], []
 
     def requests() -> Iterator[vllm_engine.Request]:
@@ -203,7 +203,7 @@ def test_a_long_queue_is_streamed_and_progress_is_told(student, rollouts) -> Non
 
 def test_a_queue_that_is_left_early_leaves_nothing_under_way(student, rollouts) -> None:
     _, prompts = asked(student)
-    how = rollouts._params(Sampling(5, temperature=1.0), seed=1)
+    how = rollouts.params(Sampling(5, temperature=1.0), seed=1)
     queue = stream(rollouts.llm, [vllm_engine.Request(student.vllm_input(prompt), how) for prompt in prompts])
     next(queue)
     queue.close()

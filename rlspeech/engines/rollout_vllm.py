@@ -63,7 +63,7 @@ class VllmRollouts:
         seeds = _seeds(samples, sampling.seed)
         order = _by_audio(prompts)
         asked = (
-            Request(self.student.vllm_input(prompts[at]), self._params(sampling, seeds[at]), self.adapter)
+            Request(self.student.vllm_input(prompts[at]), self.params(sampling, seeds[at]), self.adapter)
             for at in order
         )
         found: dict[int, list[Completion]] = {}
@@ -174,7 +174,8 @@ class VllmRollouts:
         save_file(named, place / weights, metadata={"format": "pt"})
         (place / config).write_bytes((folder / config).read_bytes())
 
-    def _params(self, sampling: Sampling, seed: int) -> SamplingParams:
+    def params(self, sampling: Sampling, seed: int) -> SamplingParams:
+        """How vLLM is to write the replies to one prompt."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
