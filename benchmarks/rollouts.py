@@ -23,7 +23,6 @@ from rlspeech.protocols import Sampling
 from rlspeech.students.tiny import Student
 from rlspeech.types import Prompt, Sample, Waveform
 
-
 WARM_UP = 2  # runs of each: kernels are compiled in them
 
 

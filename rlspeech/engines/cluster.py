@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -87,6 +88,7 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         if settings.address is None:
             _start_here(settings, quiet)
         import ray
@@ -98,6 +100,8 @@ class Cluster:
             except (OSError, ValueError, RuntimeError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UserError(f"cluster.address = {settings.address!r}: no Ray cluster answers ({reason})") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place
         gpus = int(ray.cluster_resources().get("GPU", 0))
         return cls(settings, settings.address is None, gpus, threads)
 
