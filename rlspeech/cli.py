@@ -33,6 +33,7 @@ from rlspeech.recipe import (
 from rlspeech.verbs import EVERYTHING, TOOLS, VERBS
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+TERMINATED = threading.Event()  # SIGTERM came
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,29 +55,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rlspeech: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("rlspeech: interrupted; a stage that learns goes on with --resume", file=sys.stderr)
-        return 130
-    except Terminated:
-        print("rlspeech: terminated; a stage that learns goes on with --resume", file=sys.stderr)
-        return 143
+        what = "terminated" if TERMINATED.is_set() else "interrupted"
+        print(f"rlspeech: {what}; a stage that learns goes on with --resume", file=sys.stderr)
+        return 143 if TERMINATED.is_set() else 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         sys.stderr.close()
         return 141
     return 0
 
 
-class Terminated(BaseException):
-    """SIGTERM: everything on the way out ends what it has started, as after Ctrl-C."""
-
-
 def _end_on_sigterm() -> None:
+    TERMINATED.clear()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """As Ctrl-C: everything on the way out ends what it has started. Ray passes on no other exception than this."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one would cut the way out short
-    raise Terminated
+    TERMINATED.set()
+    raise KeyboardInterrupt
 
 
 def _run(argv: list[str]) -> None:

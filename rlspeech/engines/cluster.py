@@ -14,8 +14,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,20 +88,13 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        if settings.address is None:
-            _start_here(settings, quiet)
+        with _our_sigterm():
+            if settings.address is None:
+                _start_here(settings, quiet)
+            else:
+                _join(settings.address, quiet)
         import ray
 
-        if settings.address is not None:
-            try:
-                _knock(settings.address)
-                ray.init(address=settings.address, **quiet)
-            except (OSError, ValueError, RuntimeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise UserError(f"cluster.address = {settings.address!r}: no Ray cluster answers ({reason})") from error
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place
         gpus = int(ray.cluster_resources().get("GPU", 0))
         return cls(settings, settings.address is None, gpus, threads)
 
@@ -225,14 +218,38 @@ class Cluster:
         ray.shutdown()
 
 
+@contextmanager
+def _our_sigterm() -> Iterator[None]:
+    """Ray puts a handler of its own in place of the command's, which exits with another status: ours comes back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _join(address: str, quiet: Mapping[str, Any]) -> None:
+    import ray
+
+    try:
+        _knock(address)
+        ray.init(address=address, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cluster.address = {address!r}: no Ray cluster answers ({reason})") from error
+
+
 def _start_here(settings: ClusterConfig, quiet: Mapping[str, Any]) -> None:
     """A cluster on this machine; on loopback every port of it is bound there."""
-    if settings.host == LOCAL_HOST:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for: this node's address is loopback
     import ray
     from ray._private import ray_constants
 
-    ray_constants.ENABLE_RAY_CLUSTER = settings.host != LOCAL_HOST  # read from the switch when Ray was first imported
+    if settings.host == LOCAL_HOST:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for: this node's address is loopback
+    ray_constants.ENABLE_RAY_CLUSTER = settings.host != LOCAL_HOST  # the same switch, read when Ray was imported
     ray.init(
         address="local",
         num_cpus=max(2, os.cpu_count() or 1),
