@@ -130,6 +130,21 @@ def test_what_is_fused_with_what_learns_is_sent_with_it(vllm_student: Path) -> N
     assert set(names) == (expected | {f"{layer}.o_proj.weight"}) - {f"{layer}.q_proj.weight"}
 
 
+def test_a_part_of_what_vllm_has_fused_leaves_the_rest_as_it_was(rollouts, vllm_student: Path) -> None:
+    """As with an adapter on few projections. What is sent is what vLLM has already: nothing may change."""
+    student = Student.load(vllm_student)
+    sent = ("q_proj.weight", "gate_proj.weight")
+    same = [(name, value) for name, value in merged_weights(student) if name.endswith(sent)]
+
+    class Partial(TorchLearner):
+        def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+            return iter(same)
+
+    learner = Partial(student, OptimConfig(steps=1), None)
+    rollouts.load_weights(learner, version=1)
+    assert gap(rollouts, learner) < SAME
+
+
 def test_an_adapter_is_applied_by_vllm_itself(vllm_student: Path, tmp_path: Path) -> None:
     learner = taught(vllm_student)
     settings = VllmConfig(max_model_len=512, max_num_seqs=4, kv_cache_gib=0.25)
@@ -175,6 +190,15 @@ def test_a_client_drives_workers_as_vllms_senders_do(rollouts, vllm_student: Pat
     client.finish_weight_update()
     assert rollouts.version == 7
     assert gap(rollouts, learner) < SAME
+
+
+def test_weights_that_are_no_numbers_are_an_error_and_no_reply(rollouts, vllm_student: Path) -> None:
+    student = Student.load(vllm_student)
+    rollouts.llm.apply_model(
+        lambda model: model.get_parameter("language_model.model.norm.weight").data.fill_(torch.nan)
+    )
+    with pytest.raises(FloatingPointError, match="gives no numbers"):
+        rollouts.generate(*asked(student), SAMPLING)
 
 
 def test_sleeping_is_nothing_on_a_cpu(rollouts, vllm_student: Path) -> None:

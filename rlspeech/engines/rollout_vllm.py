@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ class VllmRollouts:
         """Replies hang on `sampling.seed` and the sample's id, not on the batch or the worker that it comes to.
 
         Raises UserError where a prompt and its reply do not fit into the engine, OtherPrompt where vLLM and the
-        learner read different ones.
+        learner read different ones,
+        FloatingPointError where its model gives no numbers.
         """
         for sample, prompt in zip(samples, prompts, strict=True):
             self._check_length(sample, prompt, sampling)
@@ -200,6 +202,8 @@ class VllmRollouts:
         token_ids, logprobs = tuple(output.token_ids), tuple(output.logprobs.logprobs)
         if len(token_ids) != len(logprobs):
             raise RuntimeError(f"vLLM gave {len(logprobs)} log-probs of {len(token_ids)} tokens")
+        if not all(map(isfinite, logprobs)):  # to a learner, no number is a log-prob that nobody knows
+            raise FloatingPointError(f"vLLM's model, with weights of version {self.version}, gives no numbers")
         text = self.student.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
         return Completion(token_ids, logprobs, text, output.finish_reason, self.version)
 

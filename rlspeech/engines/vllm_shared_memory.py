@@ -40,7 +40,7 @@ def beside(sent: Iterable[str], folder: Path) -> dict[Path, list[str]]:
     vLLM fuses projections (q, k, v into one) and loads such a layer whole: of one that gets a part alone, the rest
     would become arbitrary numbers in silence. So all parameters under the parent of one that was sent are sent too.
 
-    For instance `self_attn.q_proj.bias` and `self_attn.k_proj.weight` with `self_attn.q_proj.weight`.
+    For instance `self_attn.k_proj.weight` with `self_attn.q_proj.weight`, where an adapter is on q and v alone.
     """
     known = set(sent)
     parents = {_parent(name) for name in known}
