@@ -126,7 +126,8 @@ def _arguments(settings: VllmConfig, layout: Layout) -> dict[str, Any]:
     given |= {
         "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled
         "limit_mm_per_prompt": {"audio": 1},
-        "weight_transfer_config": {"backend": layout.transfer},
+        # Adapters, and what learns beside them, come as files.
+        "weight_transfer_config": {"backend": vllm_shared_memory.NAME if layout.adapter_rank else layout.transfer},
     }
     if layout.adapter_rank:
         given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(layout.adapter_rank)}
