@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlspeech.config import DistillConfig, LoraConfig, PipelineConfig, ReportConfig, SftConfig, SynthConfig
@@ -199,6 +199,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 NUMBERS = st.floats(1e-12, 1e12)
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(
     student=TEXT, tests=st.dictionaries(TEXT, st.just("x.jsonl")), lr=NUMBERS, options=st.dictionaries(TEXT, NUMBERS)
 )

@@ -136,6 +136,8 @@ class Cluster:
         A program is ninja, which DeepSpeed calls by name.
         """
         found = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        # Roles take turns on the same cores: threads that wait do not spin.
+        found["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         if self.started:
             found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
             found["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
