@@ -63,8 +63,8 @@ def main() -> None:
             learn_s = median(row["time/learn_s"] for row in rows)
             longest = max(before_s, learn_s)
             print(
-                f"max_policy_lag {lag}: step {step_s:.2f} s, before learning {before_s:.2f} s, learning {learn_s:.2f} s; "
-                f"step / longer part {step_s / longest:.2f}, step / sum {step_s / (before_s + learn_s):.2f}"
+                f"max_policy_lag {lag}: step {step_s:.2f} s, before learning {before_s:.2f} s, learning {learn_s:.2f} s;"
+                f" step / longer part {step_s / longest:.2f}, step / sum {step_s / (before_s + learn_s):.2f}"
             )
 
 

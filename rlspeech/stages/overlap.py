@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Ahead:
-    """`sync(step)` gives the samplers the weights after `step` steps; `sample(step)` prepares a step with what they have.
+    """`sync(step)` gives the samplers the weights of `step` steps; `sample(step)` prepares a step with what they have.
 
     With lag 0 each step is sampled with the weights it is learned with. With lag n: when step k begins to be learned
     and the samplers are idle, they get the weights of k steps and sample up to step k + n. So a step is never learned
