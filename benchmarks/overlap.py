@@ -47,9 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--student", default="runs/tiny/quickstart/sft/checkpoint", help="folder (default: %(default)s)"
     )
-    parser.add_argument(
-        "--data", default="runs/tiny/quickstart/data", help="folder of manifests (default: %(default)s)"
-    )
+    parser.add_argument("--data", default="runs/tiny/quickstart/data", help="manifests (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="steps that count (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="audios a step (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each engine (default: %(default)s)")
@@ -63,7 +61,7 @@ def main() -> None:
             learn_s = median(row["time/learn_s"] for row in rows)
             longest = max(before_s, learn_s)
             print(
-                f"max_policy_lag {lag}: step {step_s:.2f} s, before learning {before_s:.2f} s, learning {learn_s:.2f} s;"
+                f"max_policy_lag {lag}: step {step_s:.2f} s, before it {before_s:.2f} s, learning {learn_s:.2f} s;"
                 f" step / longer part {step_s / longest:.2f}, step / sum {step_s / (before_s + learn_s):.2f}"
             )
 
