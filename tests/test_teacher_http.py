@@ -231,6 +231,10 @@ def test_no_other_mistake_is_tried_again(tokenizer) -> None:
     def connect(url: str) -> HttpTeacher:
         return HttpTeacher.connect(url, READING, tokenizer=tokenizer)
 
+    def every(answer: object) -> list:
+        """/tokenize is asked several times at once, in no order."""
+        return [answer] * 16
+
     models = (200, {}, '{"data": [{"id": "m"}]}')
     for troubles, expected in [
         ([400], "no list of models at /v1/models (status 400)"),
@@ -241,12 +245,9 @@ def test_no_other_mistake_is_tried_again(tokenizer) -> None:
             [(403, {}, f"bad key {KEY}")],
             "refuses the key in the environment variable RLSPEECH_TEACHER_KEY (status 403)",
         ),
-        ([models, (404, {}, '{"detail": "Not Found"}'), models], "has no /tokenize (Not Found); a vLLM server has it"),
-        (
-            [models, (200, {}, "{}"), (200, {}, "{}")],
-            "answers /tokenize in another form than vLLM's (KeyError: 'tokens')",
-        ),
-        ([models, (418, {}, f"no\n\ntea for {KEY}"), models], "status 418: no tea for ..."),
+        ([models, *every((404, {}, '{"detail": "Not Found"}'))], "has no /tokenize (Not Found); a vLLM server has it"),
+        ([models, *every((200, {}, "{}"))], "answers /tokenize in another form than vLLM's (KeyError: 'tokens')"),
+        ([models, *every((418, {}, f"no\n\ntea for {KEY}"))], "status 418: no tea for ..."),
     ]:
         with network(NOTHING, *troubles) as bad:
             assert expected in line(connect, bad.url)
