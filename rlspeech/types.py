@@ -95,7 +95,8 @@ class Rollout:
 class Scored:
     """A teacher's view of one reply. Row i of every tensor is about token (or span) i of the reply.
 
-    `spans`: for row i, the half-open range of the student's tokens it speaks of ([i, i+1) with one tokenizer).
+    `spans`: for row i, the half-open range of the student's tokens it speaks of ([i, i+1) with one tokenizer). They
+    follow one another from the reply's beginning; with two tokenizers the reply may go on where the teacher cannot read.
     """
 
     spans: tuple[tuple[int, int], ...]
@@ -104,6 +105,8 @@ class Scored:
     topk_logprobs: Tensor | None = None  # [T, K]; -inf marks an absent entry
     hidden: Tensor | None = None  # [T, D] with Teacher.head() gives the full vocabulary, a chunk at a time
     weight: float = 1.0  # of this teacher's word in the loss
+    alone: Tensor | None = None  # [T] with two tokenizers: the span is one token on both sides
+    unread: str = ""  # why the teacher cannot read the reply to its end
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class TokenBatch:
     weights: Tensor  # [N] share of each token in the loss; 1 unless a setting says otherwise
     rollout: Tensor  # [N] which rollout of the step a token belongs to
     sampler_logprobs: Tensor | None = None  # [N]
-    teacher_logprobs: Tensor | None = None  # [N]
+    teacher_logprobs: Tensor | None = None  # [N] summed over the tokens of a span: that of the span
+    span: Tensor | None = None  # [N] the span of a token, with two tokenizers; -1: the teacher does not score it
     teacher_hidden: Tensor | None = None  # [N, D of the teacher]
     teacher_head: Tensor | None = None  # [V, D of the teacher]
     teacher_topk_ids: Tensor | None = None  # [N, K]

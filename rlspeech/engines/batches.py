@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rlspeech.maths.packing import deal, pack
+from rlspeech.maths.spans import NO_SPAN
 from rlspeech.protocols import Student
 from rlspeech.types import Completion, Prompt, Rollout, Sample, Scored, TokenBatch
 
@@ -87,6 +88,8 @@ def _sampled(replies: Sequence[Completion]) -> Tensor | None:
 
 def _teacher(scored: Sequence[Scored], replies: Sequence[Completion]) -> dict[str, Tensor | None]:
     """What all scores have: a loss that needs a field which one of them lacks then refuses the batch."""
+    if any(one.alone is not None for one in scored):
+        return _of_spans(scored, replies)
     weights = [torch.full((len(reply.token_ids),), one.weight) for one, reply in zip(scored, replies, strict=True)]
     hidden = [one.hidden for one in scored if one.hidden is not None]
     ids, values = _padded(scored)
@@ -97,6 +100,36 @@ def _teacher(scored: Sequence[Scored], replies: Sequence[Completion]) -> dict[st
         "teacher_topk_ids": ids,
         "teacher_topk_logprobs": values,
     }
+
+
+def _of_spans(scored: Sequence[Scored], replies: Sequence[Completion]) -> dict[str, Tensor | None]:
+    """The same of spans, for each of their tokens. A token that the teacher cannot read weighs nothing."""
+    sizes = [[end - start for start, end in one.spans] for one in scored]
+    unread = [len(reply.token_ids) - sum(each) for each, reply in zip(sizes, replies, strict=True)]
+    sizes_S = torch.tensor([size for each in sizes for size in each], dtype=torch.int64)
+    row_R = torch.arange(len(sizes_S)).repeat_interleave(sizes_S)
+    read = torch.cat([torch.arange(n) < n - left for n, left in zip(_lengths(replies), unread, strict=True)])
+    weights = [torch.full((n,), one.weight) for one, n in zip(scored, _lengths(replies), strict=True)]
+    ids, values = _padded(scored)
+    logprobs_S = torch.cat([one.logprobs for one in scored]) / sizes_S
+    return {
+        "weights": torch.cat(weights) * read,
+        "span": _where(read, row_R, NO_SPAN),
+        "teacher_logprobs": _where(read, logprobs_S[row_R], 0.0),
+        "teacher_topk_ids": None if ids is None else _where(read, ids[row_R], 0),
+        "teacher_topk_logprobs": None if values is None else _where(read, values[row_R], -math.inf),
+    }
+
+
+def _where(read: Tensor, values_R: Tensor, otherwise: float) -> Tensor:
+    """Values of the tokens that are read, in the order of all [N, ...]."""
+    spread = values_R.new_full((len(read), *values_R.shape[1:]), otherwise)
+    spread[read] = values_R
+    return spread
+
+
+def _lengths(replies: Sequence[Completion]) -> list[int]:
+    return [len(reply.token_ids) for reply in replies]
 
 
 def _padded(scored: Sequence[Scored]) -> tuple[Tensor | None, Tensor | None]:

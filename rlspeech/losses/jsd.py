@@ -5,7 +5,8 @@ from functools import partial
 
 from torch import Tensor
 
-from rlspeech.maths.distill import Tail, check_tail, divergence, jsd_from_logprobs
+from rlspeech.maths.distill import Tail, jsd_from_logprobs
+from rlspeech.maths.divergence import check_tail, divergence
 from rlspeech.types import Policy, TokenBatch
 
 
@@ -13,7 +14,7 @@ from rlspeech.types import Policy, TokenBatch
 class Loss:
     """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, minimised (GKD, arXiv 2306.13649, eq. 1).
 
-    q is the student, p the teacher, with the same tokenizer. Bounded by log 2; near the ends it is (as beta -> 0) beta
+    q is the student, p the teacher. Bounded by log 2; near the ends it is (as beta -> 0) beta
     times the forward and (as beta -> 1) 1 - beta times the reverse KL. Over the full vocabulary where the teacher gives
     it, both at the stage's temperature; else over the teacher's top tokens as served, the temperature being the
     student's alone.

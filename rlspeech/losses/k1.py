@@ -5,9 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rlspeech.maths.distill import k1, k1_surrogate
+from rlspeech.maths.distill import k1_surrogate
 from rlspeech.maths.logprobs import token_logprobs
 from rlspeech.maths.packing import required
+from rlspeech.maths.spans import shared, span_k1
 from rlspeech.types import Policy, TokenBatch
 
 
@@ -15,8 +16,9 @@ from rlspeech.types import Policy, TokenBatch
 class Loss:
     """-min(r A, clip(r) A), A = -stopgrad(k1), k1 = log q(y) - log p(y), r = q(y) / q_sampler(y), minimised.
 
-    E_q[k1] = KL(q || p) (X-OPD, arXiv 2603.24596); asymmetric clip from DAPO (arXiv 2503.14476); r is capped first, as
-    in dual-clip PPO (arXiv 1912.09729).
+    With another tokenizer than the teacher's, k1 is that of a token's whole span. E_q[k1] = KL(q || p) (X-OPD,
+    arXiv 2603.24596); asymmetric clip from DAPO (arXiv 2503.14476); r is capped first, as in dual-clip PPO
+    (arXiv 1912.09729).
     """
 
     corrects_sampler: ClassVar[bool] = True  # r is the importance ratio: the learner corrects no second time
@@ -35,13 +37,14 @@ class Loss:
         """Metrics: `k1_nats`, `ratio` (before the cap), `clipped` 1 where the clip or the cap stops the gradient."""
         old_N, teacher_N = required(batch, "sampler_logprobs"), required(batch, "teacher_logprobs")
         logprobs_N = token_logprobs(policy.hidden, policy.head, batch.targets, temperature=policy.temperature)
+        k1_N = span_k1(logprobs_N.detach(), teacher_N, batch.span)
         clipped = k1_surrogate(
             logprobs_N,
             old_N,
-            teacher_N,
+            k1_N,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
             ratio_cap=self.ratio_cap,
         )
-        metrics = {"k1_nats": k1(logprobs_N.detach(), teacher_N), "ratio": clipped.ratio, "clipped": clipped.clipped}
+        metrics = {"k1_nats": shared(k1_N, batch.span), "ratio": clipped.ratio, "clipped": clipped.clipped}
         return clipped.loss, metrics

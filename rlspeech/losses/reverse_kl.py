@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rlspeech.maths.distill import Tail, check_tail, divergence, reverse_kl_from_logprobs
+from rlspeech.maths.distill import Tail, reverse_kl_from_logprobs
+from rlspeech.maths.divergence import check_tail, divergence
 from rlspeech.types import Policy, TokenBatch
 
 
@@ -12,7 +13,7 @@ from rlspeech.types import Policy, TokenBatch
 class Loss:
     """KL(q || p) = sum_v q(v) [log q(v) - log p(v)] at every token, minimised (GKD, arXiv 2306.13649).
 
-    q is the student, p the teacher, with the same tokenizer. Over the full vocabulary where the teacher gives it, both
+    q is the student, p the teacher. Over the full vocabulary where the teacher gives it, both
     at the stage's temperature; else over the teacher's top tokens as served, the temperature being the student's alone.
     """
 

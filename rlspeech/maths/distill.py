@@ -10,15 +10,13 @@ hidden sizes, O outcomes: a vocabulary, or the tokens of a list and perhaps a bu
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rlspeech.maths.logprobs import CHUNK, Gradient, by_chunks, logits
-from rlspeech.maths.packing import required
-from rlspeech.types import Policy, TokenBatch
 
 NEVER = -1e4  # log-probability that stands for zero: finite, so that 0 * (NEVER - x) is 0 and not NaN
 TAIL_MIN = 1e-6  # least probability of a teacher's tail: below it 1 - sum(top-K) is float32 rounding
@@ -31,34 +29,6 @@ class Divergence(NamedTuple):
     nats: Tensor  # [N] the divergence asked for; carries the gradient to the student
     reverse_kl: Tensor  # [N] KL(q || p) between the same two distributions, detached
     extra_mass: Tensor  # [N] the student's probability outside the ids that are compared, detached
-
-
-def divergence(policy: Policy, batch: TokenBatch, between: Between, *, tail: Tail) -> Divergence:
-    """A divergence from whatever the batch's teacher tells: the full vocabulary where it can, else its top tokens.
-
-    The policy's temperature divides both sides of the full vocabulary, and of a list the student alone. `tail` is what
-    stands for the tokens that are not listed: one bucket (`topk_tail`), or nothing (`topk_renormalised`). The batch's
-    weights are announced to `by_chunks`. Raises ValueError naming the fields that the batch has not.
-    """
-    full = [name for name in ("teacher_hidden", "teacher_head") if getattr(batch, name) is None]
-    listed = [name for name in ("teacher_topk_ids", "teacher_topk_logprobs") if getattr(batch, name) is None]
-    if full and listed:
-        raise ValueError(
-            f"the batch has no {' and no '.join(full)} for the full vocabulary, and no {' and no '.join(listed)} for "
-            "the teacher's top tokens; this loss needs the one or the other"
-        )
-    student = (policy.hidden, policy.head)
-    common = {"between": between, "temperature": policy.temperature, "weights_N": batch.weights}
-    if not full:
-        return full_vocabulary(*student, required(batch, "teacher_hidden"), required(batch, "teacher_head"), **common)
-    topk = topk_tail if tail == "bucket" else topk_renormalised
-    return topk(*student, required(batch, "teacher_topk_ids"), required(batch, "teacher_topk_logprobs"), **common)
-
-
-def check_tail(tail: str) -> None:
-    """Raises ValueError where `tail` is none of Tail."""
-    if tail not in get_args(Tail):
-        raise ValueError(f"tail must be {' or '.join(get_args(Tail))}, got {tail!r}")
 
 
 def reverse_kl_from_logprobs(q_NO: Tensor, p_NO: Tensor) -> tuple[Tensor, Gradient]:
@@ -186,11 +156,6 @@ def topk_renormalised(
     return Divergence(*by_chunks(rows, hidden_ND, head_VD, topk_ids_NK, topk_logprobs_NK, **options))
 
 
-def k1(logprobs_N: Tensor, teacher_logprobs_N: Tensor) -> Tensor:
-    """log q(y) - log p(y) [N]: under y ~ q its mean is KL(q || p). Single values may be negative."""
-    return logprobs_N - teacher_logprobs_N
-
-
 class Clipped(NamedTuple):
     loss: Tensor  # [N] carries the gradient
     ratio: Tensor  # [N] q / q_old before the cap, detached
@@ -200,7 +165,7 @@ class Clipped(NamedTuple):
 def k1_surrogate(
     logprobs_N: Tensor,
     old_logprobs_N: Tensor,
-    teacher_logprobs_N: Tensor,
+    k1_N: Tensor,
     *,
     clip_low: float,
     clip_high: float,
@@ -208,11 +173,13 @@ def k1_surrogate(
 ) -> Clipped:
     """Clipped policy gradient whose advantage is A = -stopgrad(k1): minimising it lowers KL(q || p).
 
+    `k1_N` is `k1` of each token, or `spans.span_k1` where the teacher scores several tokens together.
+
     loss = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = q(y) / q_old(y). Where A < 0 that is unbounded in r,
     so r is first capped (dual clip, arXiv 1912.09729). With y ~ q_old and r inside the clip its mean gradient is that
     of the full-vocabulary KL(q || p) at the same prefixes.
     """
-    advantage_N = -k1(logprobs_N, teacher_logprobs_N).detach()
+    advantage_N = -k1_N.detach()
     log_ratio_N = logprobs_N - old_logprobs_N.detach()
     ratio_N = log_ratio_N.clamp(max=math.log(ratio_cap)).exp()
     kept_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
