@@ -96,7 +96,7 @@ class Scored:
     """A teacher's view of one reply. Row i of every tensor is about token (or span) i of the reply.
 
     `spans`: for row i, the half-open range of the student's tokens it speaks of ([i, i+1) with one tokenizer). They
-    follow one another from the reply's beginning; with two tokenizers the reply may go on where the teacher cannot read.
+    follow one another from the reply's beginning; with two tokenizers the reply may go on where the teacher does not.
     """
 
     spans: tuple[tuple[int, int], ...]

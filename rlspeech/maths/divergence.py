@@ -1,7 +1,7 @@
 """A divergence of the student from whatever a batch's teacher tells of each token.
 
-With one tokenizer: the full vocabulary, or the teacher's top tokens. With two: its top tokens where a token stands alone
-on both sides, matched by their bytes, and the sampled k1 of the span elsewhere.
+With one tokenizer: the full vocabulary, or the teacher's top tokens. With two: its top tokens where a token stands
+alone on both sides, matched by their bytes, and the sampled k1 of the span elsewhere.
 
 Shape letters: N tokens, V vocabulary, K teacher's top tokens.
 """

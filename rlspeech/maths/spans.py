@@ -1,8 +1,8 @@
 """Spans: reply tokens that a teacher with another tokenizer scores together (see maths.align).
 
 A span is the least stretch of bytes that both tokenizers cut at its two ends. By the chain rule its log-probability is
-the sum of those of its tokens, on either side, so the span's k1 = log q(span) - log p(span) is exact whatever the tokens
-are. log p(span) is that of the teacher's own segmentation: a lower bound of its probability of the text.
+the sum of those of its tokens, on either side, so the span's k1 = log q(span) - log p(span) is exact whatever the
+tokens are. log p(span) is that of the teacher's own segmentation: a lower bound of its probability of the text.
 
 Shape letter: N reply tokens of a batch. `span_N` numbers the spans of a batch; -1: a token without a score.
 """
