@@ -110,3 +110,13 @@ texts = st.lists(
     st.sampled_from(PIECES) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=4),
     max_size=12,
 ).map("".join)
+
+UNWRITTEN = {
+    "smollm2": frozenset(b"\x04\x06\x13\x14\x16\x1d\xf1\xf2")
+}  # bytes of text that it drops: it has no token for them
+
+
+def written(text: str, *names: str) -> str:
+    """Without the characters that one of the tokenizers has no token for."""
+    lacking = frozenset().union(*(UNWRITTEN.get(name, ()) for name in names))
+    return "".join(letter for letter in text if lacking.isdisjoint(letter.encode()))

@@ -7,14 +7,13 @@ import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_tokenizers import NAMES, PREFIXED, fresh_smollm2, texts, tokenizer
+from real_tokenizers import NAMES, PREFIXED, UNWRITTEN, fresh_smollm2, texts, tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlspeech.engines.token_bytes import TokenBytes, token_bytes
 from rlspeech.errors import UserError
 
-UNWRITTEN = {"smollm2": b"\x04\x06\x13\x14\x16\x1d\xf1\xf2"}  # bytes of text that it has no token for, and drops
 FAST = settings(deadline=None, max_examples=60)
 
 

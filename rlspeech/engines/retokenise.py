@@ -87,11 +87,12 @@ class Rereader:
         text = written.text.encode()
         right, agree = self._agreeing(text, teacher_ids)
         left, ended, reason = written.left, written.ended, written.reason
-        if agree < len(text) or int(right.sum()) > agree or (len(left) and not agree and not ended):
-            ended, reason = False, reason if reason and agree == len(text) else "not_reversible"
-        if not ended and (agree < len(written.data) or int(right.sum()) > agree or not agree):
+        if not agree == len(text) == int(right.sum()):
+            ended, reason = False, "not_reversible"
+        if not agree == len(written.data) == int(right.sum()) or not (agree or ended):
             kept = _last_common(left, right, agree)
             left, right, teacher_ids = left[: kept[0]], right[: kept[1]], teacher_ids[: kept[1]]
+            reason = reason or ("not_reversible" if len(written.left) else "")
         if ended:  # one more byte on both sides: a boundary before it and one behind it
             left, right, teacher_ids = np.append(left, 1), np.append(right, 1), [*teacher_ids, self.teacher_end_id]
         return _Sides(left, right, teacher_ids, ended, reason)
@@ -177,13 +178,13 @@ def _common_beginning(one: bytes, other: bytes) -> int:
 
 
 def _last_common(left: Ints, right: Ints, limit: int) -> tuple[int, int]:
-    """Tokens of both sides up to their last common boundary of at most `limit` bytes."""
+    """Tokens of both sides up to the first ones that end at their last common boundary of at most `limit` bytes."""
     ends = np.cumsum(left), np.cumsum(right)
     common = np.intersect1d(*ends)
     cut = common[(common > 0) & (common <= limit)]
     if not len(cut):
         return 0, 0
-    return int(np.searchsorted(ends[0], cut[-1], "right")), int(np.searchsorted(ends[1], cut[-1], "right"))
+    return int(np.searchsorted(ends[0], cut[-1])) + 1, int(np.searchsorted(ends[1], cut[-1])) + 1
 
 
 def _owners(side: TokenBytes, end_id: int, *, at_start: bool) -> dict[bytes, int]:
