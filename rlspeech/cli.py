@@ -33,6 +33,7 @@ from rlspeech.recipe import (
 from rlspeech.verbs import EVERYTHING, TOOLS, VERBS
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+ANY_PAIR = "tiny/distill"  # recipe of a self-test whose student has none: prompts and settings of any pair
 TERMINATED = threading.Event()  # SIGTERM came
 
 
@@ -106,13 +107,18 @@ def _run_stage(verb: str, argv: list[str]) -> None:
     if unknown:
         _refuse(verb, unknown)
     _set_up_logs(getattr(given, "/verbosity"))
-    recipe = getattr(given, "/recipe")
-    config = load(CONFIGS[verb], default_recipe(verb, overrides) if recipe is None else recipe, overrides)
+    recipe, self_test = getattr(given, "/recipe"), getattr(given, "/self_test", False)
+    if recipe is None:
+        recipe = default_recipe(verb, overrides) or (ANY_PAIR if self_test else None)
+    config = load(CONFIGS[verb], recipe, overrides)
     if getattr(given, "/dry_run"):
         _show_plan(verb, config)
         return
     if not any(Path(device).exists() for device in GPU_DEVICES):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers imports, warns otherwise
+    if self_test:
+        importlib.import_module("rlspeech.stages.self_test").run(config)
+        return
     stage = importlib.import_module(f"rlspeech.stages.{verb}")
     stage.run(config, **({"resume": getattr(given, "/resume")} if VERBS[verb].resumes else {}))
 
@@ -193,7 +199,8 @@ def _parser(verb: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     known = VERBS[verb]
     parser = _Parser(
         prog=f"rlspeech {verb}",
-        usage=f"rlspeech {verb} [RECIPE] [--flags] [--dry-run]{' [--resume]' * known.resumes}",
+        usage=f"rlspeech {verb} [RECIPE] [--flags] [--dry-run]{' [--resume]' * known.resumes}"
+        + " [--self-test]" * known.self_tests,
         description=textwrap.fill(known.about, 100),
         epilog="examples:\n" + "\n".join(f"  {example}" for example in known.examples),
         formatter_class=_Help,
@@ -211,6 +218,9 @@ def _parser(verb: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     if known.resumes:
         text = "go on where a killed run of the same settings stopped"
         ours.add_argument("--resume", dest="/resume", action="store_true", default=False, help=text)
+    if known.self_tests:
+        text = "score the student's replies to the teacher's own prompts, stop: about 0 where both are one model"
+        ours.add_argument("--self-test", dest="/self_test", action="store_true", default=False, help=text)
     level = {"dest": "/verbosity", "action": "store_const", "default": logging.INFO}
     ours.add_argument("--verbose", const=logging.DEBUG, help="log more", **level)
     ours.add_argument("--quiet", const=logging.WARNING, help="log warnings only", **level)

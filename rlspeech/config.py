@@ -98,6 +98,10 @@ class TeacherConfig(Section):
     api_key_env: str = Field(
         "RLSPEECH_TEACHER_KEY", description="environment variable with the key of a teacher by URL; unset: no key"
     )
+    tokenizer: str | None = Field(
+        None,
+        description="of a teacher by URL: short name, folder, or hub id of its tokenizer; default: the student's own",
+    )
 
     @field_validator("prompt")
     @classmethod

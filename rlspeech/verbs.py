@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Verb:
-    """`learns`: --dry-run tells memory and what is missing. `resumes`: goes on with --resume."""
+    """`learns`: --dry-run tells memory and what is missing. `resumes`, `self_tests`: there is that flag."""
 
     summary: str
     about: str
     examples: tuple[str, ...]
     learns: bool = False
     resumes: bool = False
+    self_tests: bool = False
 
 
 VERBS = {
@@ -42,14 +43,16 @@ VERBS = {
     "distill": Verb(
         "stage 2: on-policy distillation from a text teacher that reads the transcript",
         "The main job. The student hears the audio and samples a reply; the teacher, which has the transcript, says "
-        "at every token of that reply how it would have gone on; the student moves towards it. Losses: reverse_kl, "
-        "forward_kl, jsd (over the whole vocabulary), k1 (sampled tokens only).",
+        "at every token of that reply how it would have gone on; the student moves towards it. The teacher may have "
+        "another tokenizer. Losses: reverse_kl, forward_kl, jsd (over the whole vocabulary, or the teacher's top "
+        "tokens), k1 (sampled tokens only).",
         (
             "rlspeech distill --teacher tiny-llm --student tiny",
             "rlspeech distill --teacher llama-70b --student phi4mm --dry-run",
         ),
         learns=True,
         resumes=True,
+        self_tests=True,
     ),
     "evaluate": Verb(
         "held-out numbers of a student, its text teacher, and the cascade of the two",

@@ -65,6 +65,14 @@ def small_teacher(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def split_teacher(small_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small teacher's network behind a tokenizer that has lost merges."""
+    from small import write_split
+
+    return write_split(tmp_path_factory.mktemp("models") / "split", small_teacher)
+
+
+@pytest.fixture(scope="session")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.jsonl, test_voice.jsonl and test_text.jsonl of a few spoken exchanges each."""
     from rlspeech.config import SynthConfig

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ def write_teacher(folder: Path, teacher_folder: Path, *, head_dim: int = 8) -> P
     model.generation_config = GenerationConfig(**ENDS)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_split(folder: Path, teacher: Path) -> Path:
+    """The text model of a folder behind a tokenizer without the merges whose result is longer than four characters."""
+    shutil.copytree(teacher, folder)
+    file = folder / "tokenizer.json"
+    state = json.loads(file.read_text())
+    state["model"]["merges"] = [pair for pair in state["model"]["merges"] if len("".join(pair)) <= 4]
+    file.write_text(json.dumps(state))
     return folder
 
 

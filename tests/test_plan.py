@@ -107,7 +107,7 @@ def test_a_plan_names_models_data_work_memory_and_what_is_missing():
         "this machine has 16 GiB and no GPU",
         "131.41",
         "llama-70b needs about 131 GiB for its weights alone (not in the cache)",
-        "teacher and student have two tokenizers (llama3, phi4-mini), where the losses need one",
+        "teacher: cross-tokenizer (phi4-mini of the student, llama3 of the teacher); reverse_kl on the top 64 tokens",
         "data.train: no data/phi4mm/instructions.jsonl, and no data.synth to make it",
     ):
         assert part in text
@@ -126,9 +126,21 @@ def test_models_that_fit_alone_but_not_together_are_refused(train):
     assert any(problem.startswith("weights, gradients and optimizer need about 3") for problem in problems)
 
 
-def test_the_same_tokenizer_is_no_problem():
-    problems = make_plan(load(DistillConfig, "phi4mm/distill", {}), SERVER).problems
-    assert not any("tokenizers" in problem for problem in problems)
+def test_one_tokenizer_is_told():
+    plan = make_plan(load(DistillConfig, "phi4mm/distill", {"teacher": "phi4-mini"}), SERVER)
+    assert plan.scores == ("teacher: one tokenizer (phi4-mini); reverse_kl",)
+
+
+def test_two_tokenizers_that_are_not_here_cannot_be_measured():
+    plan = make_plan(load(DistillConfig, "phi4mm/distill", {"teacher": "llama-70b"}), SERVER, measure=True)
+    assert plan.scores[1] == "teacher: one-to-one share not measured: phi4mm and llama-70b not at hand"
+
+
+def test_two_tokenizers_want_samples_of_the_student_as_it_is():
+    recipe = load(DistillConfig, "phi4mm/distill", {"teacher": "llama-70b", "sampling.temperature": "0.7"})
+    assert any(
+        "sampling wants temperature 1 and top_p 1, got 0.7 and 1" in p for p in make_plan(recipe, SERVER).problems
+    )
 
 
 def test_what_stands_against_a_run_is_one_line():

@@ -10,7 +10,11 @@ import pytest
 from rlspeech.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/data.md", "docs/cluster.md", "docs/teachers.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("quickstart", "data", "cluster", "teachers", "distillation")),
+)
 FENCE = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 
 
@@ -54,7 +58,7 @@ def shortened(small_student, small_teacher, spoken, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("rlspeech")])
-def test_rlspeech_commands_run(command: str, shortened, spoken, small_student, tmp_path) -> None:
+def test_rlspeech_commands_run(command: str, shortened, spoken, small_student, small_teacher, tmp_path) -> None:
     verb, *rest = shlex.split(command)[1:]
     if verb in ("report", "pipeline"):
         folder = rest[rest.index("--run-dir") + 1] if "--run-dir" in rest else "runs/tiny/quickstart"
@@ -65,6 +69,10 @@ def test_rlspeech_commands_run(command: str, shortened, spoken, small_student, t
         rest.append("--dry-run")
     if "--dry-run" in rest or verb == "plan":
         assert main([verb, *rest]) == 0
+        return
+    if "--self-test" in rest:
+        given = [f"--student={small_teacher}", f"--teacher={small_teacher}", f"--data.train={spoken}/train.jsonl"]
+        assert main([verb, *rest, *given]) == 0
         return
     recipe = [f"tiny/{verb}"] if rest and rest[0].startswith("-") else []  # what the student's short name stands for
     assert main([verb, *recipe, *rest, *shortened[verb]]) == 0

@@ -46,7 +46,7 @@ def test_each_row_is_scored_by_its_teacher_with_its_weight(asked, small_teacher,
         )
     )
 
-    def make(config, student, folder, reading, top_k):
+    def make(config, folder, reading, top_k):
         return build_teacher(folder, reading, student, top_k=top_k)
 
     routed = build_teachers(config, student, make)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,14 +12,18 @@ from typing import Any
 from rlspeech.catalog import is_url
 from rlspeech.config import DistillConfig, Stage, TeacherConfig
 from rlspeech.engines.learner_torch import TorchLearner
-from rlspeech.engines.loading import StudentPlace, teacher_folder
+from rlspeech.engines.loading import StudentPlace, teacher_folder, tokenizer_place
+from rlspeech.engines.retokenise import Rereader
 from rlspeech.engines.rollout_transformers import TransformersRollouts
+from rlspeech.engines.teacher_cross import CrossTeacher
 from rlspeech.engines.teacher_routes import MAIN, RoutedTeacher
 from rlspeech.engines.teacher_text import Reading, read_examples, same_tokenizer
 from rlspeech.engines.teacher_transformers import TransformersTeacher
 from rlspeech.errors import UserError
 from rlspeech.plugins import shipped
 from rlspeech.protocols import Learner, RolloutEngine, Student, Teacher
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Engines:
 def build(config: DistillConfig, start: str, *, lora: Mapping[str, Any] | None) -> Iterator[Engines]:
     """All engines of a distillation that begins with the checkpoint `start`; nothing of them is left after the block.
 
-    Raises UserError where a teacher does not share the student's tokenizer, or something asked for is not there.
+    Raises UserError where something asked for is not there.
     """
     place = StudentPlace.of(start, trust_remote_code=config.trust_remote_code)
     prepare = {"stage": "distill", "lora": lora, "train_projector": config.train_projector}
@@ -62,74 +67,102 @@ def build_rollouts(student: Student, batch: int = 32) -> RolloutEngine:
 def build_teacher(
     folder: Path, reading: TeacherConfig, student: Student, *, top_k: int | None = None, trust_remote_code: bool = False
 ) -> Teacher:
-    """In this process by transformers. Raises UserError where it does not share the student's tokenizer."""
-    how = reading_of(reading)
-    teacher = TransformersTeacher.load(
-        folder, how, batch=reading.batch, top_k=top_k, trust_remote_code=trust_remote_code
-    )
-    _check_tokenizer(folder, student, teacher.tokenizer)
-    return teacher
+    """In this process by transformers. With another tokenizer than the student's it tells spans (see teacher_cross)."""
+    rereader = crossing(folder, student, trust_remote_code=trust_remote_code)
+    top_k = top_k or (reading.top_k if rereader else None)
+    return matched(_by_transformers(folder, reading, top_k, trust_remote_code), rereader)
 
 
-MakeTeacher = Callable[[DistillConfig, Student, Path, TeacherConfig, int | None], Teacher]
+MakeTeacher = Callable[[DistillConfig, Path, TeacherConfig, int | None], Teacher]
 
 
-def build_teachers(config: DistillConfig, student: Student, make: MakeTeacher) -> Teacher:
+def build_local_teachers(config: DistillConfig, student: Student) -> Teacher:
+    """In this process, or by URL; they tell their top tokens, whatever they could."""
+    return build_teachers(config, student, _in_process, listed=True)
+
+
+def build_teachers(config: DistillConfig, student: Student, make: MakeTeacher, *, listed: bool = False) -> Teacher:
     """The teacher of the recipe, or all of them with their routes. One by URL is asked there, wherever the rest runs.
 
-    Teachers that stand beside others tell their top tokens alone, so that all batches are alike.
+    Teachers that stand beside others, or have another tokenizer than the student, tell their top tokens alone, as all
+    do with `listed`: `make` is told how many.
     """
     named = {MAIN: (config.teacher, 1.0, config.reading)}
     named |= {name: (r.model, r.weight, r.reading or config.reading) for name, r in config.teachers.items()}
+    trust = config.trust_remote_code
     made: dict[str, Teacher] = {}
     for name, (model, _, reading) in named.items():
-        top_k = config.reading.top_k if len(named) > 1 else None
-        if is_url(model):
-            made[name] = _by_url(model, reading, student)
+        folder = None if is_url(model) else teacher_folder(model, trust_remote_code=trust)
+        place = folder or (tokenizer_place(reading.tokenizer, trust) if reading.tokenizer else None)
+        rereader = crossing(place, student, trust_remote_code=trust) if place else None
+        if rereader is not None:
+            _check_sampling(config, model)
+        if folder is None:
+            tokenizer = _tokenizer(place, trust) if place else student.tokenizer
+            made[name] = matched(_by_url(model, reading, tokenizer), rereader)
         else:
-            folder = teacher_folder(model, trust_remote_code=config.trust_remote_code)
-            made[name] = make(config, student, folder, reading, top_k)
+            top_k = config.reading.top_k if listed or rereader or len(named) > 1 else None
+            made[name] = matched(make(config, folder, reading, top_k), rereader)
     if len(made) == 1:
         return made[MAIN]
     return RoutedTeacher(made, {name: weight for name, (_, weight, _) in named.items()})
+
+
+def crossing(place: Path | str, student: Student, *, trust_remote_code: bool = False) -> Rereader | None:
+    """What brings the student's tokens and a teacher's together where the two tokenizers differ."""
+    theirs = _tokenizer(place, trust_remote_code)
+    if same_tokenizer(student.tokenizer, theirs):
+        return None
+    log.info("teacher %s: another tokenizer than the student's; scores come in spans of their common bytes", place)
+    return Rereader.of(student.tokenizer, student.end_token_id, theirs)
+
+
+def matched(teacher: Teacher, rereader: Rereader | None) -> Teacher:
+    return teacher if rereader is None else CrossTeacher(teacher, rereader)
+
+
+def _check_sampling(config: DistillConfig, teacher: str) -> None:
+    """Spans are compared by the log-probs of what was sampled."""
+    sampling = config.sampling
+    if (sampling.temperature, sampling.top_p) != (1, 1):
+        raise UserError(
+            f"teacher {teacher}: has another tokenizer than the student, so sampling wants temperature 1 and top_p 1, "
+            f"got {sampling.temperature:g} and {sampling.top_p:g}"
+        )
 
 
 def reading_of(reading: TeacherConfig) -> Reading:
     return Reading(reading.prompt, reading.prompts, reading.system, read_examples(_found(reading.examples)))
 
 
-def check_tokenizer(folder: Path, student: Student) -> None:
-    """Raises UserError where the text model in the folder has another tokenizer than the student."""
+def _tokenizer(place: Path | str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    _check_tokenizer(folder, student, AutoTokenizer.from_pretrained(folder))
+    return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
 
 
-def _check_tokenizer(folder: Path, student: Student, tokenizer: Any) -> None:
-    if not same_tokenizer(student.tokenizer, tokenizer):
-        raise UserError(f"teacher {folder}: has another tokenizer than the student; their tokens cannot be compared")
-
-
-def _in_process(
-    config: DistillConfig, student: Student, folder: Path, reading: TeacherConfig, top_k: int | None
-) -> Teacher:
+def _in_process(config: DistillConfig, folder: Path, reading: TeacherConfig, top_k: int | None) -> Teacher:
     if config.engines.teacher == "transformers":
-        return build_teacher(folder, reading, student, top_k=top_k, trust_remote_code=config.trust_remote_code)
+        return _by_transformers(folder, reading, top_k, config.trust_remote_code)
     from rlspeech.engines import teacher_vllm, vllm_engine
 
-    check_tokenizer(folder, student)
     llm = vllm_engine.start(folder, config.vllm, vllm_engine.Layout(teacher=True))
     return teacher_vllm.VllmTeacher(llm, reading_of(reading), reading.top_k)
 
 
-def _by_url(url: str, reading: TeacherConfig, student: Student) -> Teacher:
+def _by_transformers(folder: Path, reading: TeacherConfig, top_k: int | None, trust_remote_code: bool) -> Teacher:
+    options = {"batch": reading.batch, "top_k": top_k, "trust_remote_code": trust_remote_code}
+    return TransformersTeacher.load(folder, reading_of(reading), **options)
+
+
+def _by_url(url: str, reading: TeacherConfig, tokenizer: Any) -> Teacher:
     from rlspeech.engines.teacher_http import HttpTeacher
 
     asked = {"timeout_s": reading.timeout_s, "retries": reading.retries, "requests": reading.requests}
     return HttpTeacher.connect(
         url,
         reading_of(reading),
-        tokenizer=student.tokenizer,
+        tokenizer=tokenizer,
         top_k=reading.top_k,
         api_key_env=reading.api_key_env,
         **asked,

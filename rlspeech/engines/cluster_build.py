@@ -11,7 +11,7 @@ from typing import Any
 
 from rlspeech.catalog import is_url
 from rlspeech.config import ClusterConfig, DistillConfig, TeacherConfig
-from rlspeech.engines.build import Engines, build_teachers, check_tokenizer, reading_of
+from rlspeech.engines.build import Engines, build_teachers, reading_of
 from rlspeech.engines.cluster import Actor, Cluster
 from rlspeech.engines.cluster_learner import ClusterLearner, Task
 from rlspeech.engines.cluster_rollouts import ClusterRollouts
@@ -21,7 +21,7 @@ from rlspeech.engines.pool import Pool
 from rlspeech.engines.vllm_engine import Layout
 from rlspeech.engines.weight_transfer import backend
 from rlspeech.engines.workers import RolloutWorker, TeacherWorker
-from rlspeech.protocols import Student, Teacher
+from rlspeech.protocols import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +108,8 @@ class Site:
             transfer=layout.transfer,
         )
 
-    def teacher(
-        self, config: DistillConfig, student: Student, folder: Path, reading: TeacherConfig, top_k: int | None
-    ) -> Teacher:
+    def teacher(self, config: DistillConfig, folder: Path, reading: TeacherConfig, top_k: int | None) -> Teacher:
         """Workers of one teacher. `top_k` says how it stands among others: a served teacher always has its own."""
-        check_tokenizer(folder, student)
         settings, first = self.settings, self.next_teacher
         self.next_teacher += settings.teachers
         layout = Layout(

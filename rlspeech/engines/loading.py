@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlspeech.catalog import fetch, resolve
+from rlspeech.catalog import fetch, resolve, source
 from rlspeech.errors import UserError
 from rlspeech.plugins import find_class
 from rlspeech.protocols import Student
@@ -36,6 +36,14 @@ class StudentPlace:
 
 def teacher_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     return trusted(fetch(resolve(name, kind="text")), trust_remote_code)
+
+
+def tokenizer_place(name: str, trust_remote_code: bool = False) -> Path | str:
+    """Where the tokenizer of a text model is read from, without its weights where they are not here."""
+    resolved = resolve(name, kind="text")
+    if source(resolved) == "hub":
+        return str(resolved.repo)
+    return trusted(fetch(resolved), trust_remote_code)
 
 
 def trusted(folder: Path, trust_remote_code: bool) -> Path:

@@ -56,8 +56,8 @@ class HttpTeacher:
         """Asks for model and tokenizer, and scores a few tokens: what would be refused later is refused now.
 
         `url` with or without /v1; `#name` at its end chooses one of several models, otherwise it is the first.
-        `tokenizer` is the student's. Raises UserError where the server has no such model, has another tokenizer, or
-        does not tell the `top_k` most probable tokens.
+        `tokenizer` is the teacher's: the student's own, or that of reading.tokenizer. Raises UserError where the server
+        has no such model, has another tokenizer, or does not tell the `top_k` most probable tokens.
         """
         address, _, name = url.partition("#")
         client = Client.of(address, timeout_s=timeout_s, retries=retries, requests=requests, key_env=api_key_env)
@@ -139,7 +139,7 @@ class HttpTeacher:
         if there != here or tokenizer.convert_ids_to_tokens(ids) != names:
             raise UserError(
                 f"teacher {self.client.root}: {self.model} has another tokenizer than the student; "
-                "their tokens cannot be compared"
+                "name it in reading.tokenizer"
             )
 
     def _ask(self, requests: Sequence[Request]) -> list[Any]:

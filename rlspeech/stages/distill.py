@@ -23,7 +23,7 @@ from rlspeech.stages.held_out import HeldOut
 from rlspeech.stages.models import lora_settings, use_threads
 from rlspeech.stages.overlap import Ahead
 from rlspeech.stages.plan import check_can_run
-from rlspeech.stages.rollout_records import record, rollout_metrics
+from rlspeech.stages.rollout_records import alignment_metrics, record, rollout_metrics
 from rlspeech.stages.training import Prepared, Recovery, finish, learn, open_run
 from rlspeech.types import Rollout
 
@@ -142,7 +142,7 @@ class Distillation:
             ranks=engines.learner.ranks,
         )
         metrics = rollout_metrics(rollouts, step=step, sample_s=sampled_s - started_s, score_s=scored_s - sampled_s)
-        metrics["time/sync_s"] = self.sync_s
+        metrics |= {**alignment_metrics(scored, rollouts), "time/sync_s": self.sync_s}
         return Prepared(batches, metrics, partial(self._look, step, rollouts))
 
     def _look(self, step: int, rollouts: Sequence[Rollout], learned: Learned) -> Mapping[str, float]:

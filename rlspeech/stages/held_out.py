@@ -23,14 +23,19 @@ class HeldOut:
     micro_batch: int
 
     def measure(self, engines: Engines, *, version: int) -> dict[str, float]:
-        """KL(student || teacher) per token in nats at temperature 1, for each set.
+        """KL(student || teacher) in nats at temperature 1, for each set: per token, and per byte of the replies.
 
-        Over the full vocabulary; over the teacher's top tokens and one bucket of the rest where it tells no more.
+        Over the full vocabulary; over the teacher's top tokens and one bucket of the rest where it tells no more; of a
+        teacher with another tokenizer, where a span has several tokens, sampled. Per byte, figures of teachers with
+        different tokenizers can be compared.
         """
         engines.rollouts.load_weights(engines.learner, version)
-        return {f"kl/{name}_nats": self._kl_nats(engines, recordings) for name, recordings in self.sets.items()}
+        found: dict[str, float] = {}
+        for name, recordings in self.sets.items():
+            found[f"kl/{name}_nats"], found[f"kl/{name}_nats_per_byte"] = self._kl_nats(engines, recordings)
+        return found
 
-    def _kl_nats(self, engines: Engines, recordings: Sequence[Heard]) -> float:
+    def _kl_nats(self, engines: Engines, recordings: Sequence[Heard]) -> tuple[float, float]:
         sampling = Sampling(max_tokens=self.max_tokens, temperature=1.0, seed=SEED)
         rollouts = engines.rollouts.generate(*flat(recordings), sampling)
         learner = engines.learner
@@ -42,7 +47,9 @@ class HeldOut:
             micro_batch=self.micro_batch,
             ranks=learner.ranks,
         )
-        return measured.metrics["kl/train_nats"]
+        nats = sum(sum(values) for values in measured.token_kl_nats.values())
+        written = sum(len(rollout.completion.text.encode()) for rollout in rollouts)
+        return measured.metrics["kl/train_nats"], nats / max(1, written)
 
 
 def divergence(

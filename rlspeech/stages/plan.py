@@ -1,9 +1,7 @@
 """What a learning stage is going to do and what it needs, worked out from names, sizes and files: nothing is loaded."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +11,7 @@ from rlspeech.config import DistillConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import verb_of
 from rlspeech.stages.machine import Machine, machine
+from rlspeech.stages.peek import first_rows
 from rlspeech.stages.plan_fits import absent, misfits, no_start
 from rlspeech.stages.plan_memory import (
     LearningConfig,
@@ -33,6 +32,7 @@ from rlspeech.stages.plan_problems import (
     teacher_names,
 )
 from rlspeech.stages.plan_show import Plan, show
+from rlspeech.stages.plan_tokenizers import sampling_problems, scoring
 
 AUDIO_S = 30.0  # where the manifest does not tell
 LINES_READ = 256  # of the manifest, for the longest audio
@@ -41,7 +41,7 @@ LINES_READ = 256  # of the manifest, for the longest audio
 def run(config: LearningConfig) -> None:
     """Prints the plan."""
     terminal = sys.stdout.isatty()
-    show(make_plan(config, machine()), Console(highlight=False, width=None if terminal else 160))
+    show(make_plan(config, machine(), measure=True), Console(highlight=False, width=None if terminal else 160))
 
 
 def check_can_run(config: LearningConfig) -> None:
@@ -64,8 +64,8 @@ def check_can_run(config: LearningConfig) -> None:
     raise UserError(f"{plan.verb} cannot run here: {'; '.join(problems[:2])}{more}")
 
 
-def make_plan(config: LearningConfig, here: Machine) -> Plan:
-    """Raises UserError where a name stands for nothing."""
+def make_plan(config: LearningConfig, here: Machine, *, measure: bool = False) -> Plan:
+    """`measure`: two tokenizers that are at hand are compared on text. Raises UserError where a name is nobody's."""
     student = resolve(config.student, kind="speech")
     models, served = {"student": student}, {}
     distil = config if isinstance(config, DistillConfig) else None
@@ -89,13 +89,14 @@ def make_plan(config: LearningConfig, here: Machine) -> Plan:
         starts_from=starts if student.folder is None else f"{student.folder}",
         data=data,
         work=_work(config),
+        scores=tuple(scoring(distil, models, measure=measure)) if distil else (),
         lengths=lengths,
         roles=roles,
         placement=placement,
         machine=here,
         not_in_cache=tuple({model.name: model for model in models.values() if source(model) == "hub"}.values()),
         problems=(
-            *(check_engines(distil) if distil else ()),
+            *((*check_engines(distil), *sampling_problems(distil, models)) if distil else ()),
             *(misfits(placement, here) if placement else memory_problems(models, roles, here)),
             *(absent(placement, here) if placement else no_start(fleets.values(), here)),
             *model_problems(models),
@@ -107,17 +108,8 @@ def make_plan(config: LearningConfig, here: Machine) -> Plan:
 
 def longest_audio_s(manifest: Path) -> float | None:
     """The longest duration that the first rows of a manifest tell; None where they tell none."""
-    if not manifest.is_file():
-        return None
-    found: list[float] = []
-    with manifest.open("rb") as file:
-        for line in islice(file, LINES_READ):
-            try:
-                row = json.loads(line)
-            except ValueError:  # the reader of manifests tells it, with its line
-                continue
-            duration = row.get("duration_s", row.get("duration")) if isinstance(row, dict) else None
-            found += [duration] if isinstance(duration, int | float) else []
+    told = [row.get("duration_s", row.get("duration")) for row in first_rows(manifest, LINES_READ)]
+    found = [duration for duration in told if isinstance(duration, int | float)]
     return max(found, default=None)
 
 

@@ -96,11 +96,6 @@ def model_problems(models: Mapping[str, Resolved]) -> Iterator[str]:
     known = shipped_names("students")
     if student.family and student.family not in known:
         yield f"{student.name}: no rlspeech/students/{student.family}.py for its family (there: {', '.join(known)})"
-    mine = student.entry.tokenizer if student.entry else None
-    for role, teacher in models.items():
-        other = teacher.entry.tokenizer if teacher.entry and role != "student" else None
-        if mine and other and mine != other:
-            yield f"{role} and student have two tokenizers ({other}, {mine}), where the losses need one"
 
 
 def data_problems(config: LearningConfig, data: Data) -> Iterator[str]:

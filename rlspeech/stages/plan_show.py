@@ -23,6 +23,7 @@ class Plan:
     starts_from: str
     data: Mapping[str, tuple[Path, str]]  # by setting: file, and where it is to come from
     work: str
+    scores: tuple[str, ...]  # how replies are scored, a line for each teacher
     lengths: Lengths
     roles: tuple[Role, ...]  # of one process; on a cluster none
     placement: Placement | None  # on a cluster
@@ -43,7 +44,10 @@ def show(plan: Plan, console: Console) -> None:
     _section(console, "Models", _rows(models))
     console.print(f"  starts from {plan.starts_from}\n", soft_wrap=True)
     _section(console, "Data", _rows([(name, str(path), come) for name, (path, come) in plan.data.items()]))
-    console.print(f"\n[bold]Work[/]\n  {plan.work}\n", soft_wrap=True)
+    console.print(f"\n[bold]Work[/]\n  {plan.work}", soft_wrap=True)
+    for line in plan.scores:
+        console.print(f"  {line}", soft_wrap=True, markup=False)
+    console.print()
     estimate = f"an estimate for audio of {plan.lengths.audio_s:.0f} s"
     if plan.placement:
         _section(console, f"Placement and memory, GiB: {estimate}; {_planned(plan)}", _devices_table(plan.placement))

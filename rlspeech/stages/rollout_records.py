@@ -1,11 +1,15 @@
 """What is written down of rollouts: numbers of a step, and rows that a person can read."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 from rlspeech.maths.detect import repetition_share
 from rlspeech.protocols import Learned, Student
 from rlspeech.run_dir import RunDir
-from rlspeech.types import Rollout
+from rlspeech.types import Rollout, Scored
 
 RECORDED = 4  # rollouts of a step that are written down, the first ones
 
@@ -26,6 +30,33 @@ def rollout_metrics(rollouts: Sequence[Rollout], *, step: int, sample_s: float, 
         "time/sample_s": sample_s,
         "time/score_s": score_s,
     }
+
+
+def alignment_metrics(scored: Sequence[Scored], rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """How a teacher with another tokenizer reads a step's replies; nothing where all share the student's."""
+    crossed = [(one, rollout) for one, rollout in zip(scored, rollouts, strict=True) if one.alone is not None]
+    if not crossed:
+        return {}
+    alone = torch.cat([one.alone for one, _ in crossed if one.alone is not None])
+    matched = torch.cat([_matched_mass(one) for one, _ in crossed])
+    tokens = sum(len(rollout.completion.token_ids) for _, rollout in crossed)
+    unread = tokens - sum(one.spans[-1][1] if one.spans else 0 for one, _ in crossed)
+    reasons = Counter(one.unread for one, _ in crossed if one.unread)
+    mass = float(matched.mean()) if len(matched) else 0.0
+    return {
+        "align/one_to_one_share": float(alone.float().mean()) if len(alone) else 0.0,
+        "align/tokens_per_span": (tokens - unread) / max(1, len(alone)),
+        "align/matched_mass": mass,
+        "align/tail_mass": 1 - mass if len(matched) else 0.0,
+        "align/unread_share": unread / max(1, tokens),
+        **{f"align/{reason}": float(count) for reason, count in reasons.items()},
+    }
+
+
+def _matched_mass(scored: Scored) -> Tensor:
+    """The teacher's probability on tokens that the student has, byte for byte, where a token stands alone."""
+    assert scored.topk_logprobs is not None
+    return scored.topk_logprobs[scored.alone].exp().sum(-1)
 
 
 def record(run: RunDir, step: int, rollouts: Sequence[Rollout], learned: Learned, student: Student) -> None:
