@@ -135,7 +135,7 @@ def fetch(resolved: Resolved) -> Path:
     if resolved.entry and resolved.entry.builder:
         from rlspeech.embedded import pair
 
-        return pair.student_folder() if resolved.entry.kind == "speech" else pair.teacher_folder()
+        return pair.FOLDERS[resolved.name]()
     assert resolved.repo is not None, resolved
     here = _in_hub_cache(resolved.repo)
     if here:

@@ -1,4 +1,7 @@
-"""The tiny pair, assembled once into the cache: the student `tiny` and the text teacher `tiny-llm`.
+"""The tiny pair, assembled once into the cache: the student `tiny`, the text teacher `tiny-llm`, and `tiny-llm-split`.
+
+The last is the same network behind a tokenizer with the first MERGES_KEPT of its 48,900 merges: a teacher that reads
+the same text in other tokens. Its vocabulary, and so the network, is whole; it never meets what the lost merges made.
 
 The student is Whisper tiny.en's encoder, a projector and SmolLM2-135M-Instruct, in the architecture AudioFlamingo3,
 which transformers and vLLM both load. A Llama is a Qwen2 whose q, k and v biases are zero.
@@ -38,6 +41,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # part of the folders' names: raise it where what is assembled changes
 SEED = 0  # of the projector
+MERGES_KEPT = 8_000
 SOUND = "<sound>"
 END_TOKEN_ID = 2  # <|im_end|>
 LONGEST_AUDIO_S = 600
@@ -80,6 +84,15 @@ def student_folder() -> Path:
 def teacher_folder() -> Path:
     """SmolLM2-135M-Instruct with its own chat template."""
     return _assembled(f"tiny-llm-{VERSION}", _assemble_teacher)
+
+
+@cache
+def split_teacher_folder() -> Path:
+    """SmolLM2-135M-Instruct behind a tokenizer that has lost merges."""
+    return _assembled(f"tiny-llm-split-{VERSION}", _assemble_split_teacher)
+
+
+FOLDERS = {"tiny": student_folder, "tiny-llm": teacher_folder, "tiny-llm-split": split_teacher_folder}
 
 
 def write_published(folder: Path, model: AudioFlamingo3ForConditionalGeneration, state: Mapping[str, Tensor]) -> None:
@@ -136,6 +149,27 @@ def _assemble_teacher(folder: Path) -> None:
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=END_TOKEN_ID, pad_token_id=END_TOKEN_ID)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _assemble_split_teacher(folder: Path) -> None:
+    whole = teacher_folder()
+    for path in whole.iterdir():
+        if path.suffix == ".safetensors":
+            _link(path, folder / path.name)
+        elif path.name != HASHES:
+            shutil.copy(path, folder)
+    file = folder / "tokenizer.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    state["model"]["merges"] = state["model"]["merges"][:MERGES_KEPT]
+    file.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+
+
+def _link(file: Path, to: Path) -> None:
+    """One file of weights under two names; a copy where the file system has no links."""
+    try:
+        to.hardlink_to(file)
+    except OSError:
+        shutil.copy(file, to)
 
 
 def _assemble_student(folder: Path) -> None:

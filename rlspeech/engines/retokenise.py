@@ -44,7 +44,7 @@ class Reread(NamedTuple):
 
 @dataclass(frozen=True)
 class Rereader:
-    """Of one pair of tokenizers; both end-of-turn ids stand for no text."""
+    """Of one pair of tokenizers, in which neither end of turn stands for any text."""
 
     student: TokenBytes
     teacher: TokenBytes
@@ -54,8 +54,9 @@ class Rereader:
     @classmethod
     def of(cls, student_tokenizer: Any, student_end_id: int, teacher_tokenizer: Any) -> Rereader:
         """Raises UserError where a token's bytes cannot be told, or the teacher has no end of turn."""
-        sides = token_bytes(student_tokenizer), token_bytes(teacher_tokenizer)
-        return cls(*sides, student_end_id, end_of_turn(teacher_tokenizer))
+        end_id = end_of_turn(teacher_tokenizer)
+        student, teacher = token_bytes(student_tokenizer), token_bytes(teacher_tokenizer)
+        return cls(student.without(student_end_id), teacher.without(end_id), student_end_id, end_id)
 
     def read(self, replies: Sequence[Sequence[int]]) -> list[Reread]:
         """Replies are token ids of the student, with its end of turn where one was written."""
@@ -72,7 +73,7 @@ class Rereader:
         """The text of a reply, up to the first token that is none."""
         ids = np.asarray(reply, dtype=np.int64)
         known = np.where(ids < 0, len(self.student.table), np.minimum(ids, len(self.student.table)))
-        stops = np.flatnonzero(self.student.silent[known] | (ids == self.student_end_id))
+        stops = np.flatnonzero(self.student.silent[known])
         stop = int(stops[0]) if len(stops) else len(ids)
         ended = stop < len(ids) and int(ids[stop]) == self.student_end_id
         rest: Reason = "" if stop + ended == len(ids) else "after_end" if ended else "special_token"
@@ -102,25 +103,12 @@ class Rereader:
 
         A tokenizer may put its leading space before a text only where the text has none.
         """
-        lengths, data = self._teacher_lengths[teacher_ids], b"".join(map(self._teacher_table.__getitem__, teacher_ids))
+        lengths, data = self.teacher.lengths[teacher_ids], self.teacher.join(teacher_ids)
         bare, rest = _without(self.teacher.prefix, lengths, data)
         agree = _common_beginning(rest, text)
         if agree < len(text) and len(rest) < len(data) and (whole := _common_beginning(data, text)) > agree:
             return lengths, whole
         return bare, agree
-
-    @cached_property
-    def _teacher_table(self) -> list[bytes]:
-        """Without the bytes of its end of turn, should that be a token that plain text can have."""
-        table = list(self.teacher.table)
-        table[self.teacher_end_id] = b""
-        return table
-
-    @cached_property
-    def _teacher_lengths(self) -> Ints:
-        lengths = self.teacher.lengths.copy()
-        lengths[self.teacher_end_id] = 0
-        return lengths
 
     @cached_property
     def vocabulary(self) -> Ints:
@@ -136,8 +124,7 @@ class Rereader:
         return self._map(at_start=True) if self.student.prefix or self.teacher.prefix else self.vocabulary
 
     def _map(self, *, at_start: bool) -> Ints:
-        ours = _owners(self.student, self.student_end_id, at_start=at_start)
-        theirs = _owners(self.teacher, self.teacher_end_id, at_start=at_start)
+        ours, theirs = _owners(self.student, at_start=at_start), _owners(self.teacher, at_start=at_start)
         found = np.full(len(self.teacher.table), -1, dtype=np.int64)
         for piece, index in theirs.items():
             found[index] = ours.get(piece, -1)
@@ -187,14 +174,14 @@ def _last_common(left: Ints, right: Ints, limit: int) -> tuple[int, int]:
     return int(np.searchsorted(ends[0], cut[-1])) + 1, int(np.searchsorted(ends[1], cut[-1])) + 1
 
 
-def _owners(side: TokenBytes, end_id: int, *, at_start: bool) -> dict[bytes, int]:
+def _owners(side: TokenBytes, *, at_start: bool) -> dict[bytes, int]:
     """The token of each piece of bytes. Of several: what the tokenizer writes for them, else the first ordinary one."""
     prefix = side.prefix if at_start else b""
     found: dict[bytes, int] = {}
     several: dict[bytes, list[int]] = {}
     for index, piece in enumerate(side.table):
         piece = piece.removeprefix(prefix)
-        if not piece or index == end_id:
+        if not piece:
             continue
         if piece in found:
             several.setdefault(piece, [found[piece]]).append(index)

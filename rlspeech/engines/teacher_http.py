@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rlspeech.engines.teacher_text import Reading
+from rlspeech.engines.teacher_text import Reading, vocabulary_lines
 from rlspeech.engines.vllm_client import Client, Refused, Request
 from rlspeech.errors import UserError
 from rlspeech.types import Completion, Sample, Scored
@@ -207,10 +207,8 @@ def _served(client: Client) -> dict[str, int | None]:
 
 
 def _vocabulary(tokenizer: Any) -> Iterator[str]:
-    """A line for each token, some thousands at a time, without what was added to the vocabulary (special tokens)."""
-    plain = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
-    lines = [tokenizer.decode([index]) for index in plain]
-    whole = [line for line in lines if "\ufffd" not in line]  # not the parts of a character
+    """A line for each token, some thousands at a time."""
+    whole = vocabulary_lines(tokenizer)
     for start in range(0, len(whole), PROBED_AT_ONCE):
         yield "\n".join([PROBE, *whole[start : start + PROBED_AT_ONCE]])
 

@@ -11,6 +11,8 @@ from typing import Any
 from rlspeech.errors import UserError
 from rlspeech.types import Sample
 
+PROBE = " {line}\n{line}.\n"  # a token's text behind a space, and at a line's beginning
+
 
 @dataclass(frozen=True)
 class Example:
@@ -74,6 +76,33 @@ def read_examples(path: Path | None) -> tuple[Example, ...]:
 
 
 def same_tokenizer(student: Any, teacher: Any) -> bool:
-    """Whether every token of the teacher has the same id in the student, which may have added tokens of its own."""
-    ours = student.get_vocab()
-    return all(ours.get(token) == index for token, index in teacher.get_vocab().items())
+    """Whether every text has the same ids in both. The student may have added tokens of its own.
+
+    Every token of the teacher has its id in the student, and both cut text in the same places (two tokenizers may have
+    one vocabulary and other merges): they are described alike, or the text of the whole vocabulary, a line for each
+    token, has the same ids.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if not all(ours.get(token) == index for token, index in theirs.items()):
+        return False
+    if (described := _description(student)) and described == _description(teacher):
+        return True
+    probe = "".join(PROBE.format(line=line) for line in vocabulary_lines(teacher))
+    mine, other = (tokenizer(probe, add_special_tokens=False).input_ids for tokenizer in (student, teacher))
+    return mine == other
+
+
+def _description(tokenizer: Any) -> dict[str, Any] | None:
+    """What a tokenizer of the tokenizers library is made of, its added tokens apart."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not hasattr(backend, "to_str"):
+        return None
+    state = json.loads(backend.to_str())
+    return {part: state[part] for part in ("normalizer", "pre_tokenizer", "model")}
+
+
+def vocabulary_lines(tokenizer: Any) -> list[str]:
+    """The text of each token, without what was added to the vocabulary (special tokens) and parts of characters."""
+    plain = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
+    lines = tokenizer.batch_decode([[index] for index in plain])
+    return [line for line in lines if "\ufffd" not in line]

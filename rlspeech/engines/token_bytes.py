@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -43,6 +43,13 @@ class TokenBytes:
         found = np.zeros(len(self.table) + 1, dtype=bool)
         found[[*self.special, -1]] = True
         return found
+
+    def without(self, index: int) -> TokenBytes:
+        """The same, where that id stands for no bytes."""
+        if index in self.special or not 0 <= index < len(self.table):
+            return self
+        table = [*self.table[:index], b"", *self.table[index + 1 :]]
+        return replace(self, table=table, special=self.special | {index})
 
     def join(self, ids: Iterable[int]) -> bytes:
         """The bytes of tokens of the table, with those of the prefix."""

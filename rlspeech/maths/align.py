@@ -58,8 +58,9 @@ def align(lefts: Sequence[Any], rights: Sequence[Any]) -> list[Spans]:
     end = start + left.totals
     common = left.boundaries(end) & right.boundaries(end)
     common[start] = False
-    before = np.cumsum(common) - common  # of a position: common boundaries before it
-    number = before[end] + common[end] - before[start]
+    before = np.zeros(len(common) + 1, dtype=np.int32)  # of a position: common boundaries before it
+    np.cumsum(common, out=before[1:])
+    number = before[end + 1] - before[start]
     number[(left.totals == 0) & ((left.counts > 0) | (right.counts > 0))] = 1
     spans = zip(left.of_replies(before, start), right.of_replies(before, start), number.tolist(), strict=True)
     return [Spans(*three) for three in spans]
@@ -87,8 +88,8 @@ class _Side(NamedTuple):
         found[self.ends] = True
         return found
 
-    def of_replies(self, before: Ints, start: Ints) -> list[Ints]:
-        spans = before[self.ends] - np.repeat(before[start], self.counts)
+    def of_replies(self, before: NDArray[np.int32], start: Ints) -> list[Ints]:
+        spans = before[self.ends] - np.repeat(before[start].astype(np.int64), self.counts)
         last = np.cumsum(self.counts)
         return [spans[a:b] for a, b in zip((last - self.counts).tolist(), last.tolist(), strict=True)]
 
