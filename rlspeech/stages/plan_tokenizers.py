@@ -42,7 +42,8 @@ def sampling_problems(config: DistillConfig, models: Mapping[str, Resolved]) -> 
         return
     for role, name in teacher_names(config).items():
         theirs = _tokenizer_of(name, _reading(config, role))
-        if theirs and theirs.entry and models["student"].entry and _called(theirs) != _called(models["student"]):
+        known = [model.entry.tokenizer if model and model.entry else None for model in (theirs, models["student"])]
+        if None not in known and known[0] != known[1]:
             yield (
                 f"{role}: has another tokenizer than the student, so sampling wants temperature 1 and top_p 1, got "
                 f"{sampling.temperature:g} and {sampling.top_p:g}"
@@ -63,7 +64,8 @@ def _tokenizer_of(teacher: str, reading: TeacherConfig) -> Resolved | None:
 
 
 def _called(model: Resolved) -> str:
-    return model.entry.tokenizer if model.entry else model.name
+    """The tokenizer's name in the catalog; of a folder, whose tokenizer has none, the folder."""
+    return (model.entry.tokenizer if model.entry else None) or model.name
 
 
 def _estimator(loss: str, reading: TeacherConfig) -> str:
