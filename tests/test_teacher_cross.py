@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlspeech.cli import main
 from rlspeech.engines.batches import make_batches
 from rlspeech.engines.retokenise import Rereader
-from rlspeech.engines.teacher_cross import CrossTeacher, joined
+from rlspeech.engines.teacher_cross import CrossTeacher
 from rlspeech.engines.teacher_text import Reading
 from rlspeech.engines.teacher_transformers import TransformersTeacher
 from rlspeech.stages.rollout_records import alignment_metrics
@@ -150,12 +150,9 @@ def test_an_empty_reply_is_its_end_of_turn(student, crossed, split_teacher) -> N
     assert nothing.spans == ()
 
 
-def test_entries_of_one_id_are_joined() -> None:
-    ids = torch.tensor([[7, 3, 7, 7], [1, 2, 3, 4]])
-    values = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]]).log()
-    joined_ids, joined_values = joined(ids, values)
-    assert joined_ids.tolist() == [[3, 7, 7, 7], [1, 2, 3, 4]]
-    torch.testing.assert_close(joined_values.exp(), torch.tensor([[0.2, 0.8, 0, 0], [0.1, 0.2, 0.3, 0.4]]))
+def test_a_padded_output_projection_has_tokens_that_match_nothing(crossed) -> None:
+    size = len(crossed.rereader.vocabulary)
+    assert crossed._matches(torch.tensor([[size, size + 5], [size - 1, size]]))[:, 1].tolist() == [-1, -1]
 
 
 def flags(student: Path, teacher: Path, spoken: Path, run_dir: Path) -> list[str]:

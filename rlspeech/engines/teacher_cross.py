@@ -73,14 +73,24 @@ class CrossTeacher:
         """The teacher's lists in the student's ids; what has no match, or belongs to a longer span, is absent."""
         assert theirs.topk_ids is not None
         assert theirs.topk_logprobs is not None
-        ids_MK = torch.from_numpy(self.rereader.vocabulary)[theirs.topk_ids]
-        ids_MK[:1] = torch.from_numpy(self.rereader.vocabulary_at_start)[theirs.topk_ids[:1]]
-        values_AK = theirs.topk_logprobs[alone_M].float().masked_fill(ids_MK[alone_M] < 0, -torch.inf)
-        ids_AK, values_AK = joined(ids_MK[alone_M].clamp(min=0), values_AK)
+        ids_MK = self._matches(theirs.topk_ids)
+        absent_AK = ids_MK[alone_M] < 0
+        ids_AK = ids_MK[alone_M].clamp(min=0)
+        values_AK = theirs.topk_logprobs[alone_M].float().masked_fill(absent_AK, -torch.inf)
         ids_SK = ids_AK.new_zeros(len(alone_S), ids_AK.shape[1])
         values_SK = values_AK.new_full(ids_SK.shape, -torch.inf)
         ids_SK[alone_S], values_SK[alone_S] = ids_AK, values_AK
         return ids_SK, values_SK
+
+    def _matches(self, ids_MK: Tensor) -> Tensor:
+        """The student's token of the same bytes for each of the teacher's, or -1; no two of them have the same."""
+        nobody = torch.full((1,), -1)  # of what a padded output projection has besides the vocabulary
+        everywhere, at_start = (
+            torch.cat([torch.from_numpy(table), nobody])
+            for table in (self.rereader.vocabulary, self.rereader.vocabulary_at_start)
+        )
+        ids_MK = ids_MK.clamp(max=len(everywhere) - 1)
+        return torch.cat([at_start[ids_MK[:1]], everywhere[ids_MK[1:]]])
 
     def _warn(self, sample: Sample, read: Reread) -> None:
         """Once for each reason; metrics count them all."""
@@ -88,16 +98,3 @@ class CrossTeacher:
             self._told.add(read.reason)
             note = "%s: the teacher reads %d of the reply's tokens, no further (%s); align/%s counts such replies"
             log.warning(note, sample.id, read.readable, read.reason, read.reason)
-
-
-def joined(ids_SK: Tensor, values_SK: Tensor) -> tuple[Tensor, Tensor]:
-    """Lists in which an id stands once: of several entries, the first has their joint probability, the rest none."""
-    ids_SK, order_SK = ids_SK.sort(dim=-1)
-    values_SK = values_SK.gather(-1, order_SK)
-    for place in range(ids_SK.shape[1] - 1, 0, -1):
-        same_S = ids_SK[:, place] == ids_SK[:, place - 1]
-        if same_S.any():
-            both_S = torch.logaddexp(values_SK[:, place], values_SK[:, place - 1])
-            values_SK[:, place - 1] = torch.where(same_S, both_S, values_SK[:, place - 1])
-            values_SK[:, place] = values_SK[:, place].masked_fill(same_S, -torch.inf)
-    return ids_SK, values_SK
