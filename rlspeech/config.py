@@ -86,6 +86,9 @@ class TeacherConfig(Section):
     )
     prompts: dict[str, str] = Field({}, description="other user messages, by kind of instruction")
     system: str | None = Field(None, description="system message; default: the template's own")
+    template_options: dict[str, bool | int | float | str] = Field(
+        {}, description="handed to the teacher's chat template, such as enable_thinking = false"
+    )
     examples: Path | None = Field(None, description="JSONL of worked examples shown first, to a kind or to all")
     kinds: list[str] = Field([], description="kinds of instruction that the teacher is asked; empty: all")
     batch: Count = Field(32, description="replies scored in one forward pass")

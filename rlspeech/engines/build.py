@@ -132,7 +132,8 @@ def _check_sampling(config: DistillConfig, teacher: str) -> None:
 
 
 def reading_of(reading: TeacherConfig) -> Reading:
-    return Reading(reading.prompt, reading.prompts, reading.system, read_examples(_found(reading.examples)))
+    examples = read_examples(_found(reading.examples))
+    return Reading(reading.prompt, reading.prompts, reading.system, examples, reading.template_options)
 
 
 def _tokenizer(place: Path | str, trust_remote_code: bool) -> Any:

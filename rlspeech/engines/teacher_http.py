@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rlspeech.engines.teacher_text import Reading, vocabulary_lines
+from rlspeech.engines.teacher_text import Reading, closing_of, vocabulary_lines
 from rlspeech.engines.vllm_client import Client, Refused, Request
 from rlspeech.errors import UserError
 from rlspeech.types import Completion, Sample, Scored
@@ -38,6 +38,7 @@ class HttpTeacher:
     model: str
     served: Mapping[str, int | None]  # longest prompt and reply of each model, in tokens; None: the server tells none
     top_k: int
+    closing: tuple[int, ...] = ()  # tokens that end a thought which the server's chat template begins
     _prompts: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -66,6 +67,7 @@ class HttpTeacher:
         if teacher.model not in served:
             raise UserError(f"teacher {client.root}: no model {name!r}; it serves {', '.join(served)}")
         teacher._check_tokenizer(tokenizer)
+        teacher.closing = teacher._closing(tokenizer)
         (prompt,) = teacher._rendered([[{"role": "user", "content": PROBE}]])
         teacher._score([prompt[:4]], [prompt[4:8]], ["the first request"])
         log.info(
@@ -86,9 +88,10 @@ class HttpTeacher:
 
     def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
         settings = {"model": self.model, "max_tokens": max_tokens, **GREEDY}
+        prompts = self._rendered([self.messages(sample) for sample in samples])
         requests = [
-            Request("/v1/chat/completions", {**settings, "messages": self.messages(sample)}, _written, sample.id)
-            for sample in samples
+            Request("/v1/completions", {**settings, "prompt": list(prompt)}, _written, sample.id)
+            for sample, prompt in zip(samples, prompts, strict=True)
         ]
         return self._ask(requests)
 
@@ -121,11 +124,22 @@ class HttpTeacher:
         """Token ids of each chat with the beginning of the answer, by the server's template; each chat is sent once."""
         keys = [json.dumps(chat) for chat in chats]
         new = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in self._prompts}
-        about = {"model": self.model, "add_generation_prompt": True}
-        found = self._ask([Request("/tokenize", {**about, "messages": chat}, _ids) for chat in new.values()])
-        known = self._prompts | dict(zip(new, found, strict=True))
+        found = self._ask([self._chat(chat, add_generation_prompt=True) for chat in new.values()])
+        known = self._prompts | {key: (*ids, *self.closing) for key, ids in zip(new, found, strict=True)}
         self._prompts = dict(list(known.items())[-PROMPTS_KEPT:])
         return [known[key] for key in keys]
+
+    def _chat(self, chat: list[dict[str, str]], *, add_generation_prompt: bool) -> Request:
+        about = {"model": self.model, "add_generation_prompt": add_generation_prompt}
+        options = {"chat_template_kwargs": dict(self.reading.template_options)} if self.reading.template_options else {}
+        return Request("/tokenize", {**about, **options, "messages": chat}, _ids)
+
+    def _closing(self, tokenizer: Any) -> tuple[int, ...]:
+        """As Reading.closing, by the server's own template. Its tokenizer is known to be this one."""
+        chat = [{"role": "user", "content": PROBE}]
+        before, begun = self._ask([self._chat(chat, add_generation_prompt=begin) for begin in (False, True)])
+        closing = closing_of(tokenizer.decode(begun[len(before) :]))
+        return tuple(tokenizer(closing, add_special_tokens=False).input_ids)
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
         """The whole vocabulary as text, and a chat in the server's template, have the same ids here and there."""
@@ -222,4 +236,4 @@ def _ids(answer: Any) -> tuple[int, ...]:
 
 
 def _written(answer: Any) -> str:
-    return (answer["choices"][0]["message"]["content"] or "").strip()
+    return (answer["choices"][0]["text"] or "").strip()

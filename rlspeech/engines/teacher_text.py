@@ -8,9 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from rlspeech.errors import UserError
 from rlspeech.types import Sample
 
+PROBE_CHAT = [{"role": "user", "content": "Hello."}]
+# How models begin and end a thought: Qwen3, QwQ, DeepSeek-R1; Magistral; Command A.
+THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|START_THINKING|>", "<|END_THINKING|>"))
 PROBE = " {line}\n{line}.\n"  # a token's text behind a space, and at a line's beginning
 
 
@@ -32,6 +37,7 @@ class Reading:
     prompts: Mapping[str, str] = field(default_factory=dict)  # other prompts, by the sample's kind
     system: str | None = None
     examples: tuple[Example, ...] = ()
+    template_options: Mapping[str, Any] = field(default_factory=dict)  # handed to the chat template
 
     def messages(self, sample: Sample) -> list[dict[str, str]]:
         if not sample.transcript:
@@ -51,6 +57,47 @@ class Reading:
     def _shown(self, sample: Sample) -> list[Example]:
         own = [example for example in self.examples if example.kind == sample.tags.get("kind", "")]
         return own or [example for example in self.examples if example.kind is None]
+
+    def prompt_ids(self, tokenizer: Any, sample: Sample) -> list[int]:
+        """Token ids of the chat up to where the teacher's answer begins, which is never inside a thought.
+
+        Raises UserError where the chat template does not take the chat.
+        """
+        text = _rendered(tokenizer, self.messages(sample), add_generation_prompt=True, **self.template_options)
+        text += self.closing(tokenizer)
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    def closing(self, tokenizer: Any) -> str:
+        """What ends the thought that the chat template begins for the assistant; empty where it begins none."""
+        begun = [
+            _rendered(tokenizer, PROBE_CHAT, add_generation_prompt=begin, **self.template_options)
+            for begin in (False, True)
+        ]
+        return closing_of(begun[1].removeprefix(begun[0]))
+
+
+def closing_of(begun: str) -> str:
+    """
+    >>> closing_of("<|im_start|>assistant\\n<think>\\n")
+    '\\n</think>\\n\\n'
+    >>> closing_of("<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n")
+    ''
+    """
+    for opening, closing in THOUGHTS:
+        if opening in begun and closing not in begun.rpartition(opening)[2]:
+            return f"\n{closing}\n\n" if begun.endswith("\n") else f"\n\n{closing}\n\n"
+    return ""
+
+
+def _rendered(tokenizer: Any, chat: list[dict[str, str]], **options: Any) -> str:
+    try:
+        return tokenizer.apply_chat_template(chat, tokenize=False, **options)
+    except TemplateError as error:
+        roles = ", ".join(dict.fromkeys(message["role"] for message in chat))
+        raise UserError(
+            f"the teacher's chat template does not take this chat, of the roles {roles} ({error}); "
+            "a system text can stand in reading.prompt instead of reading.system"
+        ) from error
 
 
 def _fill(prompt: str, transcript: str, instruction: str) -> str:

@@ -125,5 +125,4 @@ class TransformersTeacher:
             yield chunk
 
     def _prompt(self, sample: Sample) -> tuple[int, ...]:
-        text = self.tokenizer.apply_chat_template(self.messages(sample), tokenize=False, add_generation_prompt=True)
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return tuple(self.reading.prompt_ids(self.tokenizer, sample))

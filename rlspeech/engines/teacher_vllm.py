@@ -91,8 +91,7 @@ class VllmTeacher:
         return sorted(range(len(samples)), key=lambda at: (self.reading.beginning(samples[at]), at))
 
     def _prompt(self, sample: Sample) -> list[int]:
-        text = self.tokenizer.apply_chat_template(self.messages(sample), tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.reading.prompt_ids(self.tokenizer, sample)
 
     def _with_reply(self, sample: Sample, prompt: list[int], reply: Completion) -> dict[str, Any]:
         self._check_length(sample, len(prompt) + len(reply.token_ids) + 1)

@@ -153,7 +153,7 @@ class Evaluation:
             for recording in recordings
             for sample in recording.samples
         ]
-        settings = (self.config.teacher, self.config.evaluation.max_tokens)
+        settings = (self.config.teacher, self.config.evaluation.max_tokens, self.config.reading.template_options)
         return hashlib.sha256(json.dumps([settings, asked]).encode()).hexdigest()
 
 

@@ -16,12 +16,13 @@ from rich.table import Table
 from rlspeech.catalog import fetch, is_url, resolve
 from rlspeech.config import DistillConfig
 from rlspeech.engines.batches import make_batches
-from rlspeech.engines.build import build_local_teachers
+from rlspeech.engines.build import build_local_teachers, reading_of
 from rlspeech.engines.loading import StudentPlace, trusted
 from rlspeech.engines.measure import measure
 from rlspeech.engines.retokenise import Rereader
 from rlspeech.engines.rollout_transformers import TransformersRollouts
 from rlspeech.engines.teacher_cross import CrossTeacher
+from rlspeech.engines.teacher_text import Reading
 from rlspeech.engines.text_student import TextStudent
 from rlspeech.errors import CheckFailed
 from rlspeech.plugins import load_class
@@ -55,7 +56,7 @@ def run(config: DistillConfig) -> None:
     use_threads(config.threads, config.seed)
     student = _student(config)
     teacher = build_local_teachers(config, student)
-    rows = list(compare(student, teacher, loss, _samples(config)))
+    rows = list(compare(student, teacher, reading_of(config.reading), loss, _samples(config)))
     _show(config, rows)
     worst = max(rows, key=lambda row: abs(row.kl_nats))
     if abs(worst.kl_nats) > GATE_NATS:
@@ -65,9 +66,11 @@ def run(config: DistillConfig) -> None:
         )
 
 
-def compare(student: Student, teacher: Teacher, loss: Loss, samples: Sequence[Sample]) -> Iterator[Row]:
+def compare(
+    student: Student, teacher: Teacher, reading: Reading, loss: Loss, samples: Sequence[Sample]
+) -> Iterator[Row]:
     """The loss on replies that the student samples to the teacher's own prompts."""
-    rollouts = _rollouts(student, teacher, samples)
+    rollouts = _rollouts(student, reading, samples)
     yield _row("by spans" if isinstance(teacher, CrossTeacher) else "token by token", student, teacher, loss, rollouts)
     if not isinstance(teacher, CrossTeacher):
         crossed = CrossTeacher(teacher, Rereader.of(student.tokenizer, student.end_token_id, student.tokenizer))
@@ -89,10 +92,8 @@ def _samples(config: DistillConfig) -> list[Sample]:
     return [Sample(f"self-test-{n}", INSTRUCTIONS[n % 4], transcript=text) for n, text in enumerate(texts)]
 
 
-def _rollouts(student: Student, teacher: Teacher, samples: Sequence[Sample]) -> list[Rollout]:
-    chats = [teacher.messages(sample) for sample in samples]
-    texts = student.tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-    prompts = [Prompt(tuple(student.tokenizer(text, add_special_tokens=False).input_ids)) for text in texts]
+def _rollouts(student: Student, reading: Reading, samples: Sequence[Sample]) -> list[Rollout]:
+    prompts = [Prompt(tuple(reading.prompt_ids(student.tokenizer, sample))) for sample in samples]
     sampling = Sampling(max_tokens=MAX_TOKENS, temperature=1.0, seed=1)
     return TransformersRollouts(student).generate(samples, prompts, sampling)
 
