@@ -165,7 +165,7 @@ class HttpTeacher:
     def _why(self, refused: Refused) -> str:
         """The line about a request that the server does not like."""
         server, said = f"teacher {self.client.root}", refused.message
-        if refused.status == 404 and refused.request.path == "/tokenize":
+        if refused.status == 404 and refused.request.path == "/tokenize" and self.model not in said:
             return (
                 f"{server}: has no /tokenize ({said}); a vLLM server has it, and a proxy before it must let it through"
             )
