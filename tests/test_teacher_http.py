@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from served import KEY, Server, free_port, network
 from transformers import AutoTokenizer
 
 from rlspeech.cli import main
+from rlspeech.config import DistillConfig
 from rlspeech.engines import vllm_client
+from rlspeech.engines.build import build_teachers
 from rlspeech.engines.teacher_http import HttpTeacher, scored_reply
 from rlspeech.engines.teacher_text import Reading
 from rlspeech.engines.teacher_transformers import TransformersTeacher
@@ -196,6 +199,24 @@ def test_the_key_is_in_no_log_repr_or_command_line(connect, served_teacher, repl
     family = served_teacher.family()
     assert len(family) >= 3  # ours, vLLM's server, its engine
     assert all(KEY not in Path(f"/proc/{pid}/cmdline").read_text() for pid in family)
+
+
+@pytest.mark.slow
+def test_a_server_with_another_tokenizer_than_the_student_is_asked_in_its_own(
+    served_teacher, local, split_teacher, spoken
+) -> None:
+    split = AutoTokenizer.from_pretrained(split_teacher)
+    student = SimpleNamespace(tokenizer=split, end_token_id=split.eos_token_id)
+    given = {"student": "tiny", "run_dir": "x", "optim": {"steps": 1}, "data": {"train": "x"}}
+    reading = {"tokenizer": "tiny-llm", "prompt": READING.prompt, "top_k": 20}
+    config = DistillConfig(**given, teacher=served_teacher.url, reading=reading)
+    teacher = build_teachers(config, student, make=None)
+    ids = (*split("Chloë will meet Peter at 2.").input_ids, split.eos_token_id)
+    [scored] = teacher.score(SAMPLES[2:3], [Completion(ids, (), "", "stop")])
+    theirs = (*local.tokenizer("Chloë will meet Peter at 2.").input_ids, local.tokenizer.eos_token_id)
+    [exact] = local.score(SAMPLES[2:3], [Completion(theirs, (), "", "stop")])
+    assert torch.isclose(scored.logprobs.sum(), exact.logprobs.sum(), atol=1e-3)
+    assert scored.spans[-1] == (len(ids) - 1, len(ids))
 
 
 @pytest.mark.slow

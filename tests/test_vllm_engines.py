@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from rlspeech.config import VllmConfig
 from rlspeech.engines import vllm_engine
 from rlspeech.engines.batches import make_batches
 from rlspeech.engines.measure import measure
+from rlspeech.engines.retokenise import Rereader
 from rlspeech.engines.rollout_vllm import VllmRollouts
+from rlspeech.engines.teacher_cross import CrossTeacher
 from rlspeech.engines.teacher_text import Example, Reading
 from rlspeech.engines.teacher_transformers import TransformersTeacher
 from rlspeech.engines.teacher_vllm import VllmTeacher
@@ -249,6 +252,29 @@ def test_a_teachers_scores_are_those_of_transformers(vllm_teacher: Path, vllm_te
             assert torch.allclose(ours.topk_logprobs, exact.topk_logprobs, atol=1e-3), again
             assert (ours.topk_ids == exact.topk_ids).float().mean() > 0.99  # near ties may change places
             assert ours.topk_ids.shape == ours.topk_logprobs.shape == (len(ours.logprobs), K)
+
+
+def test_a_student_with_another_tokenizer_is_scored_as_by_transformers(
+    vllm_teacher: Path, vllm_teacher_engine: VllmTeacher, split_teacher: Path
+) -> None:
+    split = AutoTokenizer.from_pretrained(split_teacher)
+    rereader = Rereader.of(split, split.eos_token_id, AutoTokenizer.from_pretrained(vllm_teacher))
+    texts = ["Boris will visit the museum on Thursday.", "Anna said yes"]
+    ids = [(*split(text, add_special_tokens=False).input_ids, split.eos_token_id) for text in texts]
+    samples = [Sample(f"s{n}", "What is said?", transcript=text) for n, text in enumerate(texts)]
+    replies = [Completion(each, (), "", "stop") for each in ids]
+    by_vllm, plainly = (
+        CrossTeacher(teacher, rereader).score(samples, replies)
+        for teacher in (
+            replace(vllm_teacher_engine, reading=READING),
+            TransformersTeacher.load(vllm_teacher, READING, top_k=K),
+        )
+    )
+    for ours, exact in zip(by_vllm, plainly, strict=True):
+        assert ours.spans == exact.spans
+        assert torch.equal(ours.alone, exact.alone)
+        assert torch.allclose(ours.logprobs, exact.logprobs, atol=1e-3)
+    assert not by_vllm[0].alone.all()  # the two do not segment alike
 
 
 def test_the_best_tokens_are_in_the_order_of_their_ranks(vllm_teacher: Path, vllm_teacher_engine: VllmTeacher) -> None:
