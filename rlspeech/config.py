@@ -6,17 +6,10 @@ A recipe is a TOML file with the same names. Reading recipes and flags is recipe
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+from rlspeech.config_objective import KL_CAP_NATS, GuardConfig, ImportanceConfig, MixedConfig, WeightingConfig
+from rlspeech.sections import Count, NotNegative, Positive, Section, Seed, Share
 
 
 class TestsConfig(Section):
@@ -120,16 +113,6 @@ class TeacherRoute(Section):
     model: str = Field(description="short name, folder, hub id, or URL of a vLLM server")
     weight: NotNegative = Field(1.0, description="of its word in the loss")
     reading: TeacherConfig | None = Field(None, description="how it is asked; default: as the main teacher is")
-
-
-class ImportanceConfig(Section):
-    """Correction for the gap between the sampler's probabilities and the learner's: truncated importance ratios."""
-
-    level: Literal["token", "sequence", "off"] = Field("token", description="what a ratio is taken of")
-    mode: Literal["truncate", "mask"] = Field(
-        "truncate", description="a ratio above the cap counts as the cap, or its tokens are left out"
-    )
-    cap: Annotated[float, Field(ge=1)] = Field(2.0, description="largest ratio")
 
 
 class EnginesConfig(Section):
@@ -272,6 +255,12 @@ class DistillConfig(Stage):
         {}, description="further teachers, by the name that rows have in their column `teacher`"
     )
     importance: ImportanceConfig = ImportanceConfig()
+    kl_cap_nats: Positive | None = Field(
+        KL_CAP_NATS, description="a token further from the teacher counts for cap / |KL| of its gradient; none: no cap"
+    )
+    weighting: WeightingConfig = WeightingConfig()
+    mixed: MixedConfig = MixedConfig()
+    guard: GuardConfig = GuardConfig()
     max_policy_lag: int = Field(
         0, ge=0, description="steps that sampling may run ahead of learning on a cluster; 0: strictly on-policy"
     )
