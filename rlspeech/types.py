@@ -88,7 +88,7 @@ class Rollout:
     sample: Sample
     prompt: Prompt
     completion: Completion
-    origin: Literal["sampled", "reference"] = "sampled"
+    origin: Literal["sampled", "reference", "teacher"] = "sampled"  # teacher: its own reply, in the student's tokens
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ class TokenBatch:
     teacher_topk_ids: Tensor | None = None  # [N, K]
     teacher_topk_logprobs: Tensor | None = None  # [N, K]; -inf marks an absent entry
     advantages: Tensor | None = None  # [N]
+    sft_weights: Tensor | None = None  # [N] of the cross-entropy, on the scale of `weights`; 0: not the teacher's own
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlspeech.config import DeepspeedConfig, ImportanceConfig, OptimConfig
+from rlspeech.config import DeepspeedConfig, OptimConfig
 from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.engines.cluster import Worker
 from rlspeech.engines.learner_torch import TorchLearner, learnable
-from rlspeech.engines.measure import UNCORRECTED
+from rlspeech.engines.measure import PLAIN, Objective
 from rlspeech.losses.cross_entropy import Loss
 from rlspeech.protocols import Learned, Learner, Student
 from rlspeech.students.tiny import Student as TinyStudent
@@ -38,7 +38,7 @@ class Case:
     micro_batch: int = 2
     silent: Sequence[int] = ()  # audios that are left out: their prompts are text
     temperature: float = 1.0
-    importance: ImportanceConfig = UNCORRECTED
+    objective: Objective = PLAIN
     sampled: bool = False  # the replies carry log-probs as if a sampler had written them
     restore: Path | None = None  # a state to begin with
     save: Path | None = None  # where the state goes in the end
@@ -114,7 +114,7 @@ def outcome_of(case: Case, learner: Learner, batches: Sequence[TokenBatch]) -> O
 def in_one_process(case: Case) -> Outcome:
     """What the torch learner makes of it: the witness of every DeepSpeed learner."""
     student = student_of(case)
-    learner = TorchLearner.of(student, case.optim, case.importance)
+    learner = TorchLearner.of(student, case.optim, case.objective)
     before = {name: value.detach().clone() for name, value in learnable(student.model).items()}
     outcome = outcome_of(case, learner, batches_of(case, student))
     moved = {
@@ -146,7 +146,7 @@ class Bench(Worker):
             student,
             case.optim,
             DeepspeedConfig(**case.settings),
-            importance=case.importance,
+            objective=case.objective,
             on_progress=self.moved,
             small=0,
         )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rlspeech.config import ImportanceConfig
 from rlspeech.engines.batches import NOBODY, make_batches
-from rlspeech.engines.measure import Look, Sums, look
+from rlspeech.engines.measure import Look, Objective, Sums, look
 from rlspeech.losses.cross_entropy import Loss as CrossEntropy
 from rlspeech.losses.k1 import Loss as K1
 from rlspeech.types import Completion, Policy, Prompt, Rollout, Sample, Scored, TokenBatch
@@ -104,7 +104,7 @@ def test_what_one_score_lacks_the_batch_lacks() -> None:
     assert batch.teacher_hidden.shape == (2, 4)
 
 
-def seen_of(sampler: list[float], importance: ImportanceConfig, loss=CrossEntropy()) -> tuple[Look, TokenBatch]:  # noqa: B008
+def seen_of(sampler: list[float], importance: ImportanceConfig, loss=CrossEntropy()) -> Look:  # noqa: B008
     """Two tokens of probability 1/2 each under the learner: two words, and a head that cannot tell them apart."""
     nothing = torch.zeros(0, dtype=torch.long)
     batch = TokenBatch(
@@ -119,15 +119,15 @@ def seen_of(sampler: list[float], importance: ImportanceConfig, loss=CrossEntrop
         sampler_logprobs=torch.tensor(sampler),
         teacher_logprobs=torch.zeros(2),
     )
-    return look(Policy(torch.zeros(2, 1), torch.zeros(2, 1)), batch, loss, importance), batch
+    return look(Policy(torch.zeros(2, 1), torch.zeros(2, 1)), batch, loss, Objective(importance))
 
 
 def test_importance_multiplies_what_a_token_counts_for() -> None:
     """Sampler 1/8 and 1/4, learner 1/2: ratios 4 and 2, the first cut to 3. The mean is over the weights 1 and 3."""
-    seen, batch = seen_of([math.log(1 / 8), math.log(1 / 4)], ImportanceConfig(level="token", cap=3))
+    seen = seen_of([math.log(1 / 8), math.log(1 / 4)], ImportanceConfig(level="token", cap=3))
     assert seen.weights.tolist() == pytest.approx([3.0, 6.0])
     sums = Sums()
-    sums.add(seen, batch)
+    sums.add(seen)
     metrics = sums.learned().metrics
     assert metrics["train/loss"] == pytest.approx(math.log(2) * (3 + 6) / 4)
     assert metrics["importance/truncated_share"] == pytest.approx(1 / 4)
@@ -138,17 +138,17 @@ def test_importance_multiplies_what_a_token_counts_for() -> None:
 
 
 def test_a_reference_among_samples_counts_as_it_is_and_is_left_out_of_the_gap() -> None:
-    seen, batch = seen_of([math.nan, math.log(1 / 4)], ImportanceConfig(level="token", cap=3))
+    seen = seen_of([math.nan, math.log(1 / 4)], ImportanceConfig(level="token", cap=3))
     assert seen.weights.tolist() == pytest.approx([1.0, 6.0])
     sums = Sums()
-    sums.add(seen, batch)
+    sums.add(seen)
     metrics = sums.learned().metrics
     assert metrics["kl/sampler_learner_nats"] == pytest.approx(-math.log(2))
     assert metrics["importance/mean_weight"] == pytest.approx(2)
 
 
 def test_a_loss_that_corrects_for_the_sampler_is_not_corrected_again() -> None:
-    seen, _ = seen_of([math.log(1 / 8)] * 2, ImportanceConfig(), K1())
+    seen = seen_of([math.log(1 / 8)] * 2, ImportanceConfig(), K1())
     assert seen.weights.tolist() == [1.0, 3.0]
     assert not any(name.startswith("importance/") for name in seen.sampled)
 
@@ -156,9 +156,9 @@ def test_a_loss_that_corrects_for_the_sampler_is_not_corrected_again() -> None:
 def test_sums_of_ranks_are_joined_as_if_one_had_seen_all() -> None:
     both, apart = Sums(), [Sums(), Sums()]
     for part, logprobs in zip(apart, ([-1.0, -2.0], [math.nan, -3.0]), strict=True):
-        seen, batch = seen_of(logprobs, ImportanceConfig())
+        seen = seen_of(logprobs, ImportanceConfig())
         for sums in (both, part):
-            sums.add(seen, batch)
+            sums.add(seen)
     joined = Sums()
     for part in apart:
         joined.join(part)
@@ -166,7 +166,7 @@ def test_sums_of_ranks_are_joined_as_if_one_had_seen_all() -> None:
 
 
 def test_tokens_of_nobody_are_not_shown() -> None:
-    seen, batch = seen_of([-1.0, -1.0], ImportanceConfig(level="off"), K1())
+    seen = seen_of([-1.0, -1.0], ImportanceConfig(level="off"), K1())
     sums = Sums()
-    sums.add(seen, replace(batch, rollout=torch.tensor([4, NOBODY])))
+    sums.add(replace(seen, batch=replace(seen.batch, rollout=torch.tensor([4, NOBODY]))))
     assert list(sums.token_kl_nats) == [4]

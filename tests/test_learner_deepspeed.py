@@ -22,6 +22,7 @@ from rlspeech.engines.cluster import Cluster, Lost
 from rlspeech.engines.cluster_learner import ClusterLearner, Task
 from rlspeech.engines.learner_state import read
 from rlspeech.engines.loading import StudentPlace
+from rlspeech.engines.measure import Objective
 from rlspeech.engines.merging import merged_weights
 from rlspeech.losses.cross_entropy import Loss
 from rlspeech.plugins import load_class
@@ -140,7 +141,7 @@ def test_bfloat16_learns_nearly_the_same(pair: Run, case: Case, witness: Outcome
 
 def test_the_importance_of_tokens_is_that_of_one_process(pair: Run, case: Case) -> None:
     """Ratios of sampled tokens: their shares, means and the largest are taken over both ranks."""
-    weighed = replace(case, steps=2, sampled=True, importance=ImportanceConfig(level="sequence", cap=1.5))
+    weighed = replace(case, steps=2, sampled=True, objective=Objective(ImportanceConfig(level="sequence", cap=1.5)))
     found, expected = pair(replace(weighed, settings={"zero": 1})), in_one_process(weighed)
     for ours, theirs in zip(found.learned, expected.learned, strict=True):
         assert ours.metrics.keys() == theirs.metrics.keys()

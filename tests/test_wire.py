@@ -10,6 +10,7 @@ REPLIES = [
     Completion((5, 49151, 2), (-0.5, -1.25, -0.125), "a reply", "stop", 7),
     Completion((), (), "", "stop", 7),
     Completion((9,), (-3.5,), "cut off", "length", 8),
+    Completion((4, 6), (), "a teacher's own", "stop", 8),
 ]
 
 
@@ -39,6 +40,6 @@ def test_scores_without_lists_do_not_cross() -> None:
 
 def test_what_crosses_is_a_few_arrays_however_many_replies_there_are() -> None:
     packed = PackedReplies.of(REPLIES * 100)
-    assert len(packed.token_ids) == 400
+    assert len(packed.token_ids) == 600
     assert packed.token_ids.dtype.name == "int32"
     assert packed.logprobs.dtype.name == "float32"

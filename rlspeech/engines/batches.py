@@ -37,9 +37,12 @@ def make_batches(
     micro_batch: int,
     scored: Sequence[Scored] | None = None,
     teacher_head: Tensor | None = None,
+    shares: Sequence[Tensor] | None = None,
     ranks: int = 1,
 ) -> list[TokenBatch]:
     """One row an audio, `micro_batch` rows at most. Prompts of one audio share its positions.
+
+    `shares`: for each rollout, what its tokens count for; a teacher's weight is multiplied with it.
 
     Batch i belongs to rank i % ranks, and every rank has equally many. Where there is no row for a rank's turn it gets
     a copy of the shortest one, which weighs nothing and belongs to nobody.
@@ -59,6 +62,8 @@ def make_batches(
         replies = [rollouts[index].completion for index in order]
         found = _teacher([scored[index] for index in order], replies) if scored else {}
         weights = found.pop("weights", torch.ones(len(packed.targets)))
+        if shares is not None:
+            weights = weights * torch.cat([shares[index] for index in order])
         batches.append(
             TokenBatch(
                 input_ids=packed.input_ids,

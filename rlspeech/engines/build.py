@@ -13,6 +13,7 @@ from rlspeech.catalog import is_url
 from rlspeech.config import DistillConfig, Stage, TeacherConfig
 from rlspeech.engines.learner_torch import TorchLearner
 from rlspeech.engines.loading import StudentPlace, teacher_folder, tokenizer_place
+from rlspeech.engines.measure import Objective
 from rlspeech.engines.retokenise import Rereader
 from rlspeech.engines.rollout_transformers import TransformersRollouts
 from rlspeech.engines.teacher_cross import CrossTeacher
@@ -52,7 +53,7 @@ def build(config: DistillConfig, start: str, *, lora: Mapping[str, Any] | None) 
     student = place.load()
     student.prepare(**prepare)
     rollouts = _vllm_rollouts(config, place, student) if config.engines.rollouts == "vllm" else build_rollouts(student)
-    learner = TorchLearner.of(student, config.optim, config.importance)
+    learner = TorchLearner.of(student, config.optim, Objective.of(config))
     yield Engines(student, rollouts, build_teachers(config, student, _in_process), learner)
 
 

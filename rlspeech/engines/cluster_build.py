@@ -17,6 +17,7 @@ from rlspeech.engines.cluster_learner import ClusterLearner, Task
 from rlspeech.engines.cluster_rollouts import ClusterRollouts
 from rlspeech.engines.cluster_teacher import ClusterTeacher
 from rlspeech.engines.loading import StudentPlace
+from rlspeech.engines.measure import Objective
 from rlspeech.engines.pool import Pool
 from rlspeech.engines.vllm_engine import Layout
 from rlspeech.engines.weight_transfer import backend
@@ -76,7 +77,7 @@ class Site:
             prepare,
             config.optim,
             config.deepspeed,
-            config.importance,
+            Objective.of(config),
             seed=config.seed,
             threads=self.threads(ranks),
         )

@@ -15,10 +15,10 @@ from typing import Any, Literal
 from safetensors import safe_open
 from torch import Tensor
 
-from rlspeech.config import DeepspeedConfig, ImportanceConfig, OptimConfig
+from rlspeech.config import DeepspeedConfig, OptimConfig
 from rlspeech.engines.cluster import LOCAL_HOST, Actor, Cluster, Lost, Worker
 from rlspeech.engines.loading import StudentPlace
-from rlspeech.engines.measure import UNCORRECTED
+from rlspeech.engines.measure import PLAIN, Objective
 from rlspeech.protocols import Learned, Loss, Student
 from rlspeech.types import TokenBatch
 
@@ -35,7 +35,7 @@ class Task:
     prepare: Mapping[str, Any]  # arguments of Student.prepare
     optim: OptimConfig
     settings: DeepspeedConfig
-    importance: ImportanceConfig = UNCORRECTED
+    objective: Objective = PLAIN
     seed: int = 0
     threads: int = 1  # of each rank on a CPU
     small: int | None = None  # see learner_deepspeed.SMALL
@@ -100,7 +100,7 @@ class LearnerRank(Worker):
             student,
             task.optim,
             task.settings,
-            importance=task.importance,
+            objective=task.objective,
             on_progress=self.moved,
             small=SMALL if task.small is None else task.small,
         )

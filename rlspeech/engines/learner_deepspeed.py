@@ -20,12 +20,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlspeech.config import DeepspeedConfig, ImportanceConfig, OptimConfig
+from rlspeech.config import DeepspeedConfig, OptimConfig
 from rlspeech.engines import learner_state
 from rlspeech.engines.deepspeed_state import Shards
 from rlspeech.engines.learner_state import MOMENTS, LearnerState
 from rlspeech.engines.learner_torch import check_norm, learnable, parameter_groups, set_rates
-from rlspeech.engines.measure import UNCORRECTED, Look, Sums, check_weight, hidden_of, look, on, weight_of
+from rlspeech.engines.measure import PLAIN, Look, Objective, Sums, check_weight, hidden_of, look, on, weight_of
 from rlspeech.engines.merging import merged_weights, whole
 from rlspeech.protocols import Learned, Loss, Student
 from rlspeech.types import Policy, TokenBatch
@@ -39,7 +39,7 @@ class Pass:
 
     loss: Loss
     temperature: float
-    importance: ImportanceConfig
+    objective: Objective
 
 
 class Scorer(nn.Module):
@@ -55,8 +55,8 @@ class Scorer(nn.Module):
 
     def forward(self, hidden_ND: Tensor, batch: TokenBatch, how: Pass) -> Tensor:
         policy = Policy(hidden_ND, self.head(), how.temperature)
-        seen = look(policy, batch, how.loss, how.importance)
-        self.seen = replace(seen, loss=seen.loss.detach())
+        seen = look(policy, batch, how.loss, how.objective)
+        self.seen = replace(seen, objective=seen.objective.detach())
         return seen.objective
 
 
@@ -79,7 +79,7 @@ class DeepspeedRank:
     optim: OptimConfig
     engine: Any
     zero: int
-    importance: ImportanceConfig
+    objective: Objective
     on_progress: Callable[[], None]  # called after every micro-batch
     steps_done: int = 0
 
@@ -91,7 +91,7 @@ class DeepspeedRank:
         settings: DeepspeedConfig,
         *,
         meeting: str | None = None,
-        importance: ImportanceConfig = UNCORRECTED,
+        objective: Objective = PLAIN,
         on_progress: Callable[[], None] = lambda: None,
         small: int = SMALL,
     ) -> DeepspeedRank:
@@ -115,7 +115,7 @@ class DeepspeedRank:
             engine.optimizer.check_grad_overflow = True  # in float32 too, a gradient that is no number moves nothing
         if zero == 3:
             deepspeed.zero.register_external_parameter(module.scorer, student.head())
-        return cls(student, optim, engine, zero, importance, on_progress)
+        return cls(student, optim, engine, zero, objective, on_progress)
 
     def step(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
         """One step on the weighted mean of the loss over the reply tokens of all ranks.
@@ -126,14 +126,14 @@ class DeepspeedRank:
         total = self._over_ranks(weight_of(batches))
         check_weight(total)
         self.engine.train()
-        how = Pass(loss, temperature, self.importance)
+        how = Pass(loss, temperature, self.objective)
         sums = Sums()
         scale = torch.distributed.get_world_size() / total  # DeepSpeed divides the sum of gradients by the ranks
         for number, batch in enumerate(batches, 1):
             self.engine.set_gradient_accumulation_boundary(number == len(batches))
             placed = on(batch, self.engine.device)
             self.engine.backward(self.engine(placed, how) * scale)
-            sums.add(self._seen(), placed)
+            sums.add(self._seen())
             self.on_progress()
         share = set_rates(self.engine.optimizer, self.steps_done, self.optim)
         norm = self._update()
@@ -149,8 +149,8 @@ class DeepspeedRank:
         sums = Sums()
         for batch in batches:
             placed = on(batch, self.engine.device)
-            self.engine(placed, Pass(loss, temperature, UNCORRECTED))
-            sums.add(self._seen(), placed)
+            self.engine(placed, Pass(loss, temperature, PLAIN))
+            sums.add(self._seen())
             self.on_progress()
         return _joined_sums(sums).learned()
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlspeech.config import ImportanceConfig, OptimConfig
+from rlspeech.config import OptimConfig
 from rlspeech.engines import learner_state
 from rlspeech.engines.learner_state import LearnerState
-from rlspeech.engines.measure import UNCORRECTED, Sums, check_weight, look, measure, on, policy_of, weight_of
+from rlspeech.engines.measure import PLAIN, Objective, Sums, check_weight, look, measure, on, policy_of, weight_of
 from rlspeech.engines.merging import merged_weights
 from rlspeech.protocols import Learned, Loss, Student
 from rlspeech.types import TokenBatch
@@ -61,15 +61,15 @@ class TorchLearner:
     student: Student
     optim: OptimConfig
     optimizer: torch.optim.Optimizer
-    importance: ImportanceConfig = UNCORRECTED
+    objective: Objective = PLAIN
     steps_done: int = 0
     ranks: int = 1
 
     @classmethod
-    def of(cls, student: Student, optim: OptimConfig, importance: ImportanceConfig = UNCORRECTED) -> TorchLearner:
+    def of(cls, student: Student, optim: OptimConfig, objective: Objective = PLAIN) -> TorchLearner:
         """An optimizer over the parameters that `student.prepare` has left to learn."""
         optimizer = torch.optim.AdamW(parameter_groups(student, optim), weight_decay=optim.weight_decay)
-        return cls(student, optim, optimizer, importance)
+        return cls(student, optim, optimizer, objective)
 
     def step(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
         """One step on the weighted mean of the loss over all reply tokens of all micro-batches."""
@@ -79,9 +79,9 @@ class TorchLearner:
         sums = Sums()
         for batch in batches:
             placed = on(batch, self.student.head().device)
-            seen = look(policy_of(self.student, placed, temperature), placed, loss, self.importance)
+            seen = look(policy_of(self.student, placed, temperature), placed, loss, self.objective)
             (seen.objective / total).backward()
-            sums.add(seen, placed)
+            sums.add(seen)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.optim.max_grad_norm))
         check_norm(norm, self.steps_done)

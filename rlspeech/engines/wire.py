@@ -22,7 +22,7 @@ FINISHES: tuple[Literal["stop", "length"], ...] = ("stop", "length")
 class PackedReplies:
     ends: np.ndarray  # [R] int64: reply r is tokens ends[r - 1] to ends[r]
     token_ids: np.ndarray  # [N] int32
-    logprobs: np.ndarray  # [N] float32
+    logprobs: np.ndarray  # [N] float32; NaN of a reply that was not sampled
     finish: np.ndarray  # [R] uint8, index into FINISHES
     versions: np.ndarray  # [R] int64
     texts: tuple[str, ...]
@@ -32,7 +32,7 @@ class PackedReplies:
         return cls(
             ends=np.cumsum([len(reply.token_ids) for reply in replies], dtype=np.int64),
             token_ids=np.array([token for reply in replies for token in reply.token_ids], dtype=np.int32),
-            logprobs=np.array([value for reply in replies for value in reply.logprobs], dtype=np.float32),
+            logprobs=np.array([value for reply in replies for value in _sampled(reply)], dtype=np.float32),
             finish=np.array([FINISHES.index(reply.finish) for reply in replies], dtype=np.uint8),
             versions=np.array([reply.policy_version for reply in replies], dtype=np.int64),
             texts=tuple(reply.text for reply in replies),
@@ -41,11 +41,19 @@ class PackedReplies:
     def replies(self) -> list[Completion]:
         tokens, logprobs = np.split(self.token_ids, self.ends[:-1]), np.split(self.logprobs, self.ends[:-1])
         return [
-            Completion(tuple(tokens[r].tolist()), tuple(logprobs[r].tolist()), text, FINISHES[finish], version)
+            Completion(tuple(tokens[r].tolist()), _known(logprobs[r]), text, FINISHES[finish], version)
             for r, (text, finish, version) in enumerate(
                 zip(self.texts, self.finish.tolist(), self.versions.tolist(), strict=True)
             )
         ]
+
+
+def _sampled(reply: Completion) -> Sequence[float]:
+    return reply.logprobs or (np.nan,) * len(reply.token_ids)
+
+
+def _known(logprobs: np.ndarray) -> tuple[float, ...]:
+    return () if np.isnan(logprobs).all() else tuple(logprobs.tolist())
 
 
 @dataclass(frozen=True)

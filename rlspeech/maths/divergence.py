@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import get_args
 
 import torch
-from torch import Tensor
 
 from rlspeech.maths.distill import Between, Divergence, Tail, full_vocabulary, topk_renormalised, topk_tail
 from rlspeech.maths.logprobs import token_logprobs
-from rlspeech.maths.packing import required
+from rlspeech.maths.packing import required, tokens_of
 from rlspeech.maths.spans import shared, span_k1
 from rlspeech.types import Policy, TokenBatch
 
@@ -47,7 +46,8 @@ def _of_spans(policy: Policy, batch: TokenBatch, between: Between, tail: Tail) -
     """`between` on the tokens that have a list; elsewhere, whatever `between` is, the sampled reverse KL of the span.
 
     Its value is k1 in equal shares of the span's tokens, its gradient k1 grad log q of each token. That is a mean over
-    samples, so a token that the student has not sampled (its sampler's log-prob is NaN) gives 0 there.
+    samples, so a token that the student has not sampled (its sampler's log-prob is NaN) gives 0 there. A span has its
+    tokens all in one part.
     """
     listed_N = required(batch, "teacher_topk_logprobs").isfinite().any(-1)
     nats_N = policy.hidden.new_zeros(len(listed_N), dtype=torch.float32)
@@ -55,7 +55,7 @@ def _of_spans(policy: Policy, batch: TokenBatch, between: Between, tail: Tail) -
     for which_N, of_part in ((listed_N, _of_lists), (~listed_N, _of_samples)):
         at = which_N.nonzero()[:, 0]
         if len(at):
-            part = of_part(replace(policy, hidden=policy.hidden[at]), _part(batch, at), between, tail)
+            part = of_part(replace(policy, hidden=policy.hidden[at]), tokens_of(batch, at), between, tail)
             pairs = zip(found, part, strict=True)
             found = Divergence(*(whole.index_copy(0, at, value.to(whole.dtype)) for whole, value in pairs))
     return found
@@ -72,14 +72,6 @@ def _of_samples(policy: Policy, batch: TokenBatch, between: Between, tail: Tail)
         k1_N = k1_N.masked_fill(batch.sampler_logprobs.isnan(), 0)
     share_N = shared(k1_N, batch.span)
     return Divergence(share_N + k1_N * (logprobs_N - logprobs_N.detach()), share_N, torch.zeros_like(share_N))
-
-
-def _part(batch: TokenBatch, at: Tensor) -> TokenBatch:
-    """The fields that a divergence reads, at some of the tokens. A span lies in the part as a whole, or not at all."""
-    names = ("targets", "weights", "span", "sampler_logprobs", "teacher_logprobs")
-    names = (*names, "teacher_topk_ids", "teacher_topk_logprobs")
-    held = {name: getattr(batch, name) for name in names}
-    return replace(batch, **{name: value[at] for name, value in held.items() if value is not None})
 
 
 def check_tail(tail: str) -> None:

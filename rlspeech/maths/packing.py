@@ -8,7 +8,7 @@ Shape letters: B rows, T tokens of a padded row, N reply tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -21,6 +21,10 @@ Member = tuple[Ids, Ids]  # prompt, reply
 
 SHARED = 0  # branch of the common prefix
 PADDING = -1  # branch of padding
+PER_TOKEN = (  # fields of a TokenBatch with a row for each reply token
+    *("at", "targets", "weights", "rollout", "span", "sampler_logprobs", "teacher_logprobs", "teacher_hidden"),
+    *("teacher_topk_ids", "teacher_topk_logprobs", "advantages", "sft_weights"),
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,12 @@ def required(batch: TokenBatch, name: str) -> Tensor:
     if value is None:
         raise ValueError(f"the batch has no {name}, which this loss needs")
     return value
+
+
+def tokens_of(batch: TokenBatch, index_M: Tensor) -> TokenBatch:
+    """The batch with some of its reply tokens alone, the grid as it was."""
+    held = {name: getattr(batch, name) for name in PER_TOKEN}
+    return replace(batch, **{name: value[index_M] for name, value in held.items() if value is not None})
 
 
 @dataclass(frozen=True)

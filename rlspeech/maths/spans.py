@@ -21,7 +21,12 @@ def span_k1(logprobs_N: Tensor, teacher_logprobs_N: Tensor, span_N: Tensor | Non
     `teacher_logprobs_N` sums to log p(span) over the span's tokens. Without `span_N` every token is a span.
     """
     gap_N = logprobs_N - teacher_logprobs_N
-    return gap_N if span_N is None else _sum_by(gap_N, span_N)
+    return summed(gap_N, span_N)
+
+
+def summed(values_N: Tensor, span_N: Tensor | None) -> Tensor:
+    """The sum over a token's span, at every token of it [N]; 0 where there is no score."""
+    return values_N if span_N is None else _sum_by(values_N, span_N)
 
 
 def shared(values_N: Tensor, span_N: Tensor | None) -> Tensor:
