@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 WHOLE = "whole.json"  # written last into a state: without it the state is not whole
 LOCK = ".lock"
-MAY_CHANGE_ON_RESUME = ("run_dir", "threads", "data.tests", "data.synth", "optim.steps", "checkpoints")
+MAY_CHANGE_ON_RESUME = ("run_dir", "threads", "data.tests", "data.synth", "optim.steps", "checkpoints", "guard")
 PACKAGES = (
     "rlspeech",
     "torch",

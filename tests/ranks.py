@@ -17,10 +17,12 @@ from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.engines.cluster import Worker
 from rlspeech.engines.learner_torch import TorchLearner, learnable
 from rlspeech.engines.measure import PLAIN, Objective
+from rlspeech.engines.teacher_written import unscored, with_cross_entropy
 from rlspeech.losses.cross_entropy import Loss
+from rlspeech.losses.reverse_kl import Loss as ReverseKl
 from rlspeech.protocols import Learned, Learner, Student
 from rlspeech.students.tiny import Student as TinyStudent
-from rlspeech.types import Rollout, Sample, TokenBatch, Waveform
+from rlspeech.types import Rollout, Sample, Scored, TokenBatch, Waveform
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
 QUESTIONS = ("Who speaks?", "Where will they meet, and when?")
@@ -40,6 +42,9 @@ class Case:
     temperature: float = 1.0
     objective: Objective = PLAIN
     sampled: bool = False  # the replies carry log-probs as if a sampler had written them
+    mixed: bool = (
+        False  # some replies are the teacher's own; all but two of those are scored, and learned by reverse KL
+    )
     restore: Path | None = None  # a state to begin with
     save: Path | None = None  # where the state goes in the end
     export: Path | None = None  # where the model goes in the end
@@ -95,20 +100,50 @@ def rollouts_of(student: Student, silent: Sequence[int] = (), *, sampled: bool =
 
 
 def batches_of(case: Case, student: Student, ranks: int = 1) -> list[TokenBatch]:
+    if case.mixed:
+        return mixed_batches(case, student, ranks)
     rollouts = rollouts_of(student, case.silent, sampled=case.sampled)
     return make_batches(student, rollouts, micro_batch=case.micro_batch, ranks=ranks)
+
+
+def mixed_batches(case: Case, student: Student, ranks: int = 1) -> list[TokenBatch]:
+    """Of two replies to an audio the second is the teacher's; of audios 0 and 3 it is there for its cross-entropy."""
+    rollouts = rollouts_of(student, case.silent, sampled=True)
+    ours, theirs = rollouts[::2], [as_teachers(one) for one in rollouts[1::2]]
+    scored, alone = [*ours, *(theirs[at] for at in (1, 2, 4))], [theirs[0], theirs[3]]
+    scores = [topk_of(one, seed) for seed, one in enumerate(scored)]
+    made = [*scored, *alone]
+    batches = make_batches(
+        student, made, micro_batch=case.micro_batch, scored=[*scores, *unscored(scores, alone)], ranks=ranks
+    )
+    return with_cross_entropy(batches, made, weight=0.5)
+
+
+def as_teachers(rollout: Rollout) -> Rollout:
+    return replace(rollout, completion=replace(rollout.completion, logprobs=()), origin="teacher")
+
+
+def topk_of(rollout: Rollout, seed: int) -> Scored:
+    """Four tokens of a teacher that leaves them e^-6 to 1 nats: it is up to 6 nats from an indifferent student."""
+    count = len(rollout.completion.token_ids)
+    draw = torch.Generator().manual_seed(seed)
+    values = torch.randn(count, 4, generator=draw).log_softmax(-1) - (-6 * torch.rand(count, 1, generator=draw)).exp()
+    spans = tuple((token, token + 1) for token in range(count))
+    ids = torch.randint(100, (count, 1), generator=draw) * 100 + torch.arange(4)
+    return Scored(spans, values[:, 0], topk_ids=ids, topk_logprobs=values)
 
 
 def outcome_of(case: Case, learner: Learner, batches: Sequence[TokenBatch]) -> Outcome:
     if case.restore:
         learner.restore(case.restore)
-    learned = [learner.step(batches, Loss(), temperature=case.temperature) for _ in range(case.steps)]
+    loss = ReverseKl() if case.mixed else Loss()
+    learned = [learner.step(batches, loss, temperature=case.temperature) for _ in range(case.steps)]
     weights = {name: value.clone() for name, value in learner.weights()}
     if case.save:
         learner.save(case.save)
     if case.export:
         learner.export(case.export)
-    return Outcome(learned, weights, learner.evaluate(batches, Loss()), {})
+    return Outcome(learned, weights, learner.evaluate(batches, loss), {})
 
 
 def in_one_process(case: Case) -> Outcome:

@@ -149,6 +149,25 @@ def test_the_importance_of_tokens_is_that_of_one_process(pair: Run, case: Case) 
     assert 0 < expected.learned[0].metrics["importance/truncated_share"] < 1
 
 
+@pytest.mark.parametrize(("zero", "lora"), [(0, LORA), (3, LORA), (3, None)])
+def test_a_mixed_objective_is_that_of_one_process(pair: Run, case: Case, zero: int, lora) -> None:
+    """Reverse KL, capped and weighed by itself, and the teacher's own words, some of which are learned by nothing else.
+
+    Micro-batches of one audio: of five audios on two ranks, one batch is a copy that counts nothing.
+    """
+    objective = Objective(ImportanceConfig(cap=1.5), kl_cap_nats=3, divergence_gain=2)
+    mixed = replace(case, steps=3, mixed=True, objective=objective, micro_batch=1, lora=lora, lr=1e-3)
+    found, expected = pair(replace(mixed, settings={"zero": zero})), in_one_process(replace(mixed, micro_batch=5))
+    check_alike(found, expected, weight=WEIGHT if lora else 0.01)
+    for ours, theirs in zip(found.learned, expected.learned, strict=True):
+        assert ours.metrics.keys() == theirs.metrics.keys()
+        assert all(ours.metrics[name] == pytest.approx(value, rel=1e-3) for name, value in theirs.metrics.items())
+    first, last = expected.learned[0].metrics, expected.learned[-1].metrics
+    assert 0 < first["kl/clipped_share"] < 1
+    assert last["train/sft_nats"] < first["train/sft_nats"]
+    assert "kl/clipped_share" not in expected.evaluated.metrics
+
+
 @pytest.mark.parametrize("zero", [0, 2, 3])
 def test_a_gradient_that_is_not_finite_stops_all_ranks(pair: Run, case: Case, zero: int) -> None:
     with pytest.raises(FloatingPointError, match="step 1"):

@@ -94,6 +94,14 @@ def test_no_tokens_give_no_values_and_a_zero_gradient():
         assert hidden.grad.abs().sum() == 0
 
 
+def test_no_tokens_give_a_zero_gradient_to_a_head_whose_weights_were_announced():
+    hidden, head, targets = inputs(head_learns=True)
+    loss, _, _ = smoothed_cross_entropy(hidden[:0], head, targets[:0], weights_N=torch.ones(0))
+    loss.sum().backward()
+    assert head.grad is not None
+    assert head.grad.abs().sum() == 0
+
+
 def test_label_smoothing_worked_by_hand():
     # probabilities 3/4, 1/4; target 0; s = 0.2: 0.8 (-log 3/4) + 0.2 (-log 3/4 - log 1/4) / 2
     hidden, head = torch.tensor([[math.log(3.0)]]), torch.tensor([[1.0], [0.0]])

@@ -197,7 +197,9 @@ def _pull_back(
 
 
 def _factor(upstream_N: Tensor, announced_N: Tensor) -> Tensor | None:
-    """c where upstream == c * announced, else None."""
+    """c where upstream == c * announced, else None; None where there are no rows, and any c would do."""
+    if not len(announced_N):
+        return None
     announced_N = announced_N.to(upstream_N.dtype)
     factor = (upstream_N @ announced_N) / (announced_N @ announced_N)
     same = torch.allclose(upstream_N, factor * announced_N, rtol=PROPORTIONAL, atol=0)

@@ -13,19 +13,24 @@ from rlspeech.config import DistillConfig
 from rlspeech.data.mixing import batch_of_step
 from rlspeech.engines.batches import make_batches
 from rlspeech.engines.build import Engines, build
+from rlspeech.engines.teacher_written import unscored, with_cross_entropy
+from rlspeech.engines.token_bytes import token_bytes
 from rlspeech.errors import UserError
 from rlspeech.plugins import load_class
 from rlspeech.protocols import Learned, Loss, Sampling
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.chain import starting_point
+from rlspeech.stages.guard import Guard
 from rlspeech.stages.hearing import Data, Heard, flat, hear, read_data
 from rlspeech.stages.held_out import HeldOut
+from rlspeech.stages.mixture import Mixture, Replies, check_mixture, writes
 from rlspeech.stages.models import lora_settings, use_threads
 from rlspeech.stages.overlap import Ahead
 from rlspeech.stages.plan import check_can_run
 from rlspeech.stages.rollout_records import alignment_metrics, record, rollout_metrics
+from rlspeech.stages.token_shares import token_shares
 from rlspeech.stages.training import Prepared, Recovery, finish, learn, open_run
-from rlspeech.types import Rollout
+from rlspeech.types import Rollout, Scored, TokenBatch
 
 
 def run(config: DistillConfig, *, resume: bool = False) -> None:
@@ -57,6 +62,7 @@ def _distill(config: DistillConfig, folder: RunDir, loss: Loss, data: Data, star
                 name="distill",
                 temperature=config.sampling.temperature,
                 recovery=Recovery(config.cluster.max_restarts, job.restart) if config.cluster else None,
+                watch=Guard(config.guard),
             )
         finish(folder, config, engines.learner, metrics, stage="distill", start=start)
 
@@ -67,7 +73,9 @@ def _loss(config: DistillConfig) -> Loss:
         raise UserError("loss = 'cross_entropy': learns from references and leaves the teacher out; it belongs to sft")
     if config.loss == "k1" and (config.sampling.temperature, config.sampling.top_p) != (1, 1):
         raise UserError("loss = 'k1': compares the log-probs of samples, so sampling wants temperature 1 and top_p 1")
-    return load_class("losses", config.loss, "Loss", config.loss_options)
+    loss = load_class("losses", config.loss, "Loss", config.loss_options)
+    check_mixture(config, loss)
+    return loss
 
 
 def _kinds(config: DistillConfig) -> list[str]:
@@ -97,10 +105,14 @@ class Distillation:
     heard: Sequence[Heard]
     engines: Engines
     held_out: HeldOut
+    mixture: Mixture = field(init=False)
     ahead: Ahead = field(init=False)
     sync_s: float = 0.0  # that the weights of the next samples took
 
     def __enter__(self) -> "Distillation":
+        self.mixture = Mixture(self.config, self.engines)
+        if self.config.weighting.scheme == "entity" or writes(self.config):
+            token_bytes(self.engines.student.tokenizer)  # what it cannot do it says before the first step
         lag, steps = self.config.max_policy_lag, self.config.optim.steps
         self.ahead = Ahead(self._sync, self._sample, steps=steps, lag=lag, interrupt=self.engines.interrupt)
         return self
@@ -128,22 +140,29 @@ class Distillation:
         chosen = batch_of_step(step, size=len(self.heard), batch=config.optim.batch, seed=config.seed)
         samples, prompts = flat([self.heard[index] for index in chosen])
         sampling = Sampling(**config.sampling.model_dump(), seed=config.seed * 1_000_003 + step)
+        replies = self.mixture.replies(samples, prompts, sampling, step)
+        rollouts = replies.scored
         started_s = time.monotonic()
-        rollouts = engines.rollouts.generate(samples, prompts, sampling)
-        sampled_s = time.monotonic()
         scored = engines.teacher.score([r.sample for r in rollouts], [r.completion for r in rollouts])
-        scored_s = time.monotonic()
+        score_s = time.monotonic() - started_s
+        metrics = rollout_metrics(rollouts, step=step, sample_s=replies.sample_s, score_s=score_s)
+        metrics |= {**replies.metrics, **alignment_metrics(scored, rollouts), "time/sync_s": self.sync_s}
+        return Prepared(self._batches(replies, scored), metrics, partial(self._look, step, rollouts))
+
+    def _batches(self, replies: Replies, scored: Sequence[Scored]) -> list[TokenBatch]:
+        config, engines = self.config, self.engines
+        rollouts = [*replies.scored, *replies.written]
         batches = make_batches(
             engines.student,
             rollouts,
             micro_batch=config.optim.micro_batch,
-            scored=scored,
+            scored=[*scored, *unscored(scored, replies.written)],
             teacher_head=engines.teacher.head(),
+            shares=token_shares(config, engines.student, rollouts),
             ranks=engines.learner.ranks,
         )
-        metrics = rollout_metrics(rollouts, step=step, sample_s=sampled_s - started_s, score_s=scored_s - sampled_s)
-        metrics |= {**alignment_metrics(scored, rollouts), "time/sync_s": self.sync_s}
-        return Prepared(batches, metrics, partial(self._look, step, rollouts))
+        sft = config.mixed.sft_weight
+        return with_cross_entropy(batches, rollouts, weight=sft) if sft else batches
 
     def _look(self, step: int, rollouts: Sequence[Rollout], learned: Learned) -> Mapping[str, float]:
         record(self.run, step + 1, rollouts, learned, self.engines.student)

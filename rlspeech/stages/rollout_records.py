@@ -15,21 +15,34 @@ RECORDED = 4  # rollouts of a step that are written down, the first ones
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], *, step: int, sample_s: float, score_s: float) -> dict[str, float]:
-    """`step`: steps learned before this one; the lag of a sample is how many of them its weights had not seen."""
-    tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
-    count = len(rollouts)
-    lags = [step - rollout.completion.policy_version for rollout in rollouts]
-    return {
-        "rollout/policy_lag_steps": sum(lags) / count,
-        "rollout/policy_lag_max_steps": float(max(lags)),
-        "rollout/length_tokens": tokens / count,
-        "rollout/cut_share": sum(rollout.completion.finish == "length" for rollout in rollouts) / count,
-        "rollout/repetition_share": sum(repetition_share(rollout.completion.text) for rollout in rollouts) / count,
-        "rollout/tokens_per_s": tokens / sample_s,
-        "teacher/tokens_per_s": tokens / score_s,
+    """Of the scored replies of a step: what the student wrote, and at what speed.
+
+    `step`: steps learned before this one; the lag of a sample is how many of them its weights had not seen. Where the
+    teacher wrote all of them, there is nothing to tell of the student.
+    """
+    sampled = [rollout for rollout in rollouts if rollout.origin == "sampled"]
+    found = {
+        "teacher/tokens_per_s": _tokens(rollouts) / score_s,
         "time/sample_s": sample_s,
         "time/score_s": score_s,
     }
+    if not sampled:
+        return found
+    count = len(sampled)
+    lags = [step - rollout.completion.policy_version for rollout in sampled]
+    return {
+        "rollout/policy_lag_steps": sum(lags) / count,
+        "rollout/policy_lag_max_steps": float(max(lags)),
+        "rollout/length_tokens": _tokens(sampled) / count,
+        "rollout/cut_share": sum(rollout.completion.finish == "length" for rollout in sampled) / count,
+        "rollout/repetition_share": sum(repetition_share(rollout.completion.text) for rollout in sampled) / count,
+        "rollout/tokens_per_s": _tokens(sampled) / sample_s,
+        **found,
+    }
+
+
+def _tokens(rollouts: Sequence[Rollout]) -> int:
+    return sum(len(rollout.completion.token_ids) for rollout in rollouts)
 
 
 def alignment_metrics(scored: Sequence[Scored], rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -74,6 +87,7 @@ def row(rollout: Rollout, kl_nats: Sequence[float], student: Student) -> Mapping
         "transcript": sample.transcript,
         "reference": sample.reference,
         "reply": completion.text,
+        "origin": rollout.origin,
         "finish": completion.finish,
         "policy_version": completion.policy_version,
         "tokens": [student.tokenizer.decode([token]) for token in completion.token_ids],

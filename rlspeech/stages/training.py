@@ -55,6 +55,9 @@ def resume_step(run: RunDir, learner: Learner) -> int:
     return step
 
 
+Watch = Callable[[int, Mapping[str, Any]], str | None]  # steps done, metrics -> why the run is to stop
+
+
 @dataclass(frozen=True)
 class Recovery:
     """What to do when the learner is lost in the middle of a step: `restart` it, and go on from the newest state."""
@@ -73,12 +76,16 @@ def learn(
     name: str,
     temperature: float = 1.0,
     recovery: Recovery | None = None,
+    watch: Watch = lambda step, metrics: None,
 ) -> dict[str, Any]:
-    """All steps that are left; the last step's metrics. Raises RunFailed where the learner is lost too often."""
+    """All steps that are left; the last step's metrics.
+
+    Raises RunFailed where the learner is lost too often, and where `watch` says so, with the training state saved.
+    """
     lost_times = 0
     while True:
         try:
-            return _steps(run, config, learner, loss, prepare, name=name, temperature=temperature)
+            return _steps(run, config, learner, loss, prepare, name=name, temperature=temperature, watch=watch)
         except Lost as lost:
             lost_times += 1
             if recovery is None or lost_times > recovery.restarts:
@@ -96,6 +103,7 @@ def _steps(
     *,
     name: str,
     temperature: float,
+    watch: Watch,
 ) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     with progress(name, config.optim.steps) as tick:
@@ -111,10 +119,22 @@ def _steps(
             metrics |= prepared.look(learned)
             run.append("metrics.jsonl", {"step": step + 1, **metrics})
             tick(step + 1, {"train/loss": metrics["train/loss"]})
-            if (step + 1) % config.checkpoints.every_steps == 0 and step + 1 < config.optim.steps:
-                with run.new_state(step + 1, keep=config.checkpoints.keep) as folder:
-                    learner.save(folder)
+            _keep(run, config, learner, step + 1, why=watch(step + 1, metrics))
     return metrics
+
+
+def _keep(run: RunDir, config: Stage, learner: Learner, step: int, *, why: str | None) -> None:
+    """The training state where it is due, or where the run is to stop. After the last step there is nothing to stop."""
+    if step == config.optim.steps:
+        if why:
+            log.warning("%s, at the last step", why)
+        return
+    if why or step % config.checkpoints.every_steps == 0:
+        with run.new_state(step, keep=config.checkpoints.keep) as folder:
+            learner.save(folder)
+    if why:
+        _, state = run.latest_state() or (step, run.path)
+        raise RunFailed(f"{why}; nothing is lost: --resume goes on from {state}")
 
 
 def finish(run: RunDir, config: Stage, learner: Learner, metrics: Mapping[str, Any], *, stage: str, start: str) -> None:

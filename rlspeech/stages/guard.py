@@ -1,0 +1,46 @@
+"""Repetition in the student's replies, watched: distillation on its own samples can amplify a loop."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rlspeech.config import GuardConfig
+
+log = logging.getLogger(__name__)
+
+WATCHED = "rollout/repetition_share"
+
+
+@dataclass
+class Guard:
+    """Steps come in order, each once; one that comes again (after a lost learner) begins the counts anew."""
+
+    config: GuardConfig
+    last_step: int = 0
+    warned: bool = False
+    above_warn: int = 0  # steps in a row
+    above_stop: int = 0
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        """Why the run is to stop, in one line, or None. A step without replies of the student changes nothing."""
+        share = metrics.get(WATCHED)
+        if share is None:
+            return None
+        if step <= self.last_step:
+            self.above_warn = self.above_stop = 0
+        self.last_step = step
+        stop, warn, patience = self.config.repetition_stop, self.config.repetition_warn, self.config.patience
+        self.above_warn = self.above_warn + 1 if share > warn else 0
+        self.above_stop = self.above_stop + 1 if stop is not None and share > stop else 0
+        self.warned = self.warned and self.above_warn > 0
+        if self.above_stop >= patience:
+            return f"step {step}: {_told(share)}, above guard.repetition_stop = {stop:g} for {self.above_stop} steps"
+        if self.above_warn >= patience and not self.warned:
+            self.warned = True
+            note = "step %d: %s, above guard.repetition_warn = %g for %d steps; look at rollouts.jsonl"
+            log.warning(note, step, _told(share), warn, self.above_warn)
+        return None
+
+
+def _told(share: float) -> str:
+    return f"{share:.0%} of the words of the student's replies lie in loops"
