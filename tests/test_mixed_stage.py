@@ -74,6 +74,16 @@ def test_a_share_of_the_replies_is_the_teachers(command, tmp_path, monkeypatch) 
     assert [untimed(row) for row in metrics(tmp_path / "b")[1:]] == [untimed(row) for row in rows]
 
 
+def test_a_teacher_with_another_tokenizer_writes_in_the_students_tokens(command, split_teacher, tmp_path) -> None:
+    mixed = ["--mixed.on-policy-share=0.5", "--mixed.sft-weight=0.5", "--optim.batch=4"]
+    assert main([*command, f"--run-dir={tmp_path / 'a'}", f"--teacher={split_teacher}", *mixed]) == 0
+    for row in metrics(tmp_path / "a")[1:]:
+        assert 0 < row["rollout/teacher_share"] < 1
+        assert row["align/one_to_one_share"] < 1
+        assert row["train/sft_nats"] > 5
+        assert row["kl/train_nats"] > 0
+
+
 def test_a_run_of_the_teachers_replies_alone_samples_nothing(command, tmp_path) -> None:
     assert main([*command, f"--run-dir={tmp_path / 'a'}", "--mixed.on-policy-share=0", "--mixed.sft-weight=1"]) == 0
     for row in metrics(tmp_path / "a")[1:]:

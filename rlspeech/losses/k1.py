@@ -16,7 +16,8 @@ from rlspeech.types import Policy, TokenBatch
 class Loss:
     """-min(r A, clip(r) A), A = -stopgrad(k1), k1 = log q(y) - log p(y), r = q(y) / q_sampler(y), minimised.
 
-    With another tokenizer than the teacher's, k1 is that of a token's whole span. E_q[k1] = KL(q || p) (X-OPD,
+    A token that nobody sampled has no r: this loss is for samples alone (see mixed.on_policy_share). With another
+    tokenizer than the teacher's, k1 is that of a token's whole span. E_q[k1] = KL(q || p) (X-OPD,
     arXiv 2603.24596); asymmetric clip from DAPO (arXiv 2503.14476); r is capped first, as in dual-clip PPO
     (arXiv 1912.09729).
     """
