@@ -105,6 +105,7 @@ class Scored:
     topk_logprobs: Tensor | None = None  # [T, K]; -inf marks an absent entry
     hidden: Tensor | None = None  # [T, D] with Teacher.head() gives the full vocabulary, a chunk at a time
     weight: float = 1.0  # of this teacher's word in the loss
+    classes: Tensor | None = None  # [V] of the student's tokens, of which topk_ids name one each; None: ids are tokens
     alone: Tensor | None = None  # [T] with two tokenizers: the span is one token on both sides
     unread: str = ""  # why the teacher cannot read the reply to its end
 
@@ -130,6 +131,7 @@ class TokenBatch:
     teacher_hidden: Tensor | None = None  # [N, D of the teacher]
     teacher_head: Tensor | None = None  # [V, D of the teacher]
     teacher_topk_ids: Tensor | None = None  # [N, K]
+    classes: Tensor | None = None  # [V] the class of each of the student's tokens, where the top ids are classes
     teacher_topk_logprobs: Tensor | None = None  # [N, K]; -inf marks an absent entry
     advantages: Tensor | None = None  # [N]
     sft_weights: Tensor | None = None  # [N] of the cross-entropy, on the scale of `weights`; 0: not the teacher's own

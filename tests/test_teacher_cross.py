@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlspeech.cli import main
 from rlspeech.engines.batches import make_batches
 from rlspeech.engines.retokenise import Rereader
-from rlspeech.engines.teacher_cross import CrossTeacher
+from rlspeech.engines.teacher_cross import CrossTeacher, joined
 from rlspeech.engines.teacher_text import Reading
 from rlspeech.engines.teacher_transformers import TransformersTeacher
 from rlspeech.stages.rollout_records import alignment_metrics
@@ -58,12 +58,6 @@ def logprobs(folder: Path, sample: Sample, ids: Sequence[int]) -> tuple[torch.Te
     return behind.gather(-1, torch.tensor(ids)[:, None])[:, 0], behind
 
 
-def text_of(tokenizer, ids: torch.Tensor, values: torch.Tensor) -> dict[str, float]:
-    """Entries of a list by the text of their token."""
-    pairs = zip(ids.tolist(), values.tolist(), strict=True)
-    return {tokenizer.decode([index]): value for index, value in pairs if value > -math.inf}
-
-
 def test_spans_have_the_log_probs_of_the_teachers_own_tokens(student, inner, crossed, split_teacher) -> None:
     replies = [completion(student, text) for text in TEXTS]
     several = 0
@@ -79,7 +73,7 @@ def test_spans_have_the_log_probs_of_the_teachers_own_tokens(student, inner, cro
     assert several > 5  # the two do not segment alike
 
 
-def test_top_tokens_are_matched_by_their_bytes(student, inner, crossed, split_teacher) -> None:
+def test_top_tokens_are_told_as_classes(student, inner, crossed, split_teacher) -> None:
     [reply] = [completion(student, TEXTS[0])]
     [scored] = crossed.score(SAMPLES[:1], [reply])
     theirs = [*inner.tokenizer(TEXTS[0], add_special_tokens=False).input_ids, inner.tokenizer.eos_token_id]
@@ -92,11 +86,14 @@ def test_top_tokens_are_matched_by_their_bytes(student, inner, crossed, split_te
         if not is_alone:
             assert values.isinf().all()
             continue
-        place = read.spans.right.tolist().index(span)
-        best = all_logprobs[place].topk(K)
-        told = text_of(student.tokenizer, scored.topk_ids[span], values)
-        expected = text_of(inner.tokenizer, best.indices, best.values)
-        assert told == pytest.approx(expected, abs=1e-4)  # this teacher has the same bytes for every token
+        best = all_logprobs[read.spans.right.tolist().index(span)].topk(K)
+        expected: dict[int, float] = {}
+        for index, value in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True):
+            name = int(crossed.rereader.classes[1][index])
+            expected[name] = expected.get(name, 0.0) + value * (name >= 0)
+        expected.pop(-1, None)
+        pairs = zip(scored.topk_ids[span].tolist(), values.exp().tolist(), strict=True)
+        assert {name: p for name, p in pairs if p} == pytest.approx(expected, abs=1e-4)
 
 
 def test_with_its_own_tokenizer_it_tells_what_the_plain_teacher_tells(student, small_teacher) -> None:
@@ -151,8 +148,16 @@ def test_an_empty_reply_is_its_end_of_turn(student, crossed, split_teacher) -> N
 
 
 def test_a_padded_output_projection_has_tokens_that_match_nothing(crossed) -> None:
-    size = len(crossed.rereader.vocabulary)
+    size = len(crossed.rereader.teacher.table)
     assert crossed._matches(torch.tensor([[size, size + 5], [size - 1, size]]))[:, 1].tolist() == [-1, -1]
+
+
+def test_entries_of_one_class_are_joined() -> None:
+    ids = torch.tensor([[7, 3, 7, 7], [1, 2, 3, 4]])
+    values = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]]).log()
+    joined_ids, joined_values = joined(ids, values)
+    assert joined_ids.tolist() == [[3, 7, 7, 7], [1, 2, 3, 4]]
+    torch.testing.assert_close(joined_values.exp(), torch.tensor([[0.2, 0.8, 0, 0], [0.1, 0.2, 0.3, 0.4]]))
 
 
 def flags(student: Path, teacher: Path, spoken: Path, run_dir: Path) -> list[str]:

@@ -117,7 +117,11 @@ def _of_spans(scored: Sequence[Scored], replies: Sequence[Completion]) -> dict[s
     weights = [torch.full((n,), one.weight) for one, n in zip(scored, _lengths(replies), strict=True)]
     ids, values = _padded(scored)
     logprobs_S = torch.cat([one.logprobs for one in scored]) / sizes_S
+    classes = {id(one.classes): one.classes for one in scored if one.classes is not None}
+    if len(classes) > 1:  # lists of several teachers' classes are none of one: spans have their k1 all the same
+        ids, values = None, None
     return {
+        "classes": next(iter(classes.values())) if len(classes) == 1 else None,
         "weights": torch.cat(weights) * read,
         "span": _where(read, row_R, NO_SPAN),
         "teacher_logprobs": _where(read, logprobs_S[row_R], 0.0),

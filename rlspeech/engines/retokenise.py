@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from rlspeech.engines.token_bytes import TokenBytes, mistral, token_bytes
+from rlspeech.engines.token_classes import classes
 from rlspeech.errors import UserError
 from rlspeech.maths.align import Ints, Spans, align
 
@@ -122,6 +123,14 @@ class Rereader:
     def vocabulary_at_start(self) -> Ints:
         """The same for the first token of a reply, where a leading space that a tokenizer puts there is nobody's."""
         return self._map(at_start=True) if self.student.prefix or self.teacher.prefix else self.vocabulary
+
+    @cached_property
+    def classes(self) -> tuple[Ints, Ints]:
+        """As token_classes.classes, the ends of turn being a class: the student's [U], and the teacher's [V] or -1."""
+        owners = (_owners(side, at_start=False) for side in (self.student, self.teacher))
+        ours, theirs = classes(self.student, self.teacher, *owners)
+        theirs[self.teacher_end_id] = self.student_end_id
+        return ours, theirs
 
     def _map(self, *, at_start: bool) -> Ints:
         ours, theirs = _owners(self.student, at_start=at_start), _owners(self.teacher, at_start=at_start)

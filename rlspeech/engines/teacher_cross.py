@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from rlspeech.engines.retokenise import Reread, Rereader
+from rlspeech.engines.token_classes import NO_CLASS
 from rlspeech.protocols import Teacher
 from rlspeech.types import Completion, Sample, Scored
 
@@ -22,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class CrossTeacher:
-    """`inner` tells its top tokens (it has no `head`): they are matched with the student's by their bytes."""
+    """`inner` tells its top tokens (it has no `head`): they are compared with the student's by token_classes."""
 
     inner: Teacher
     rereader: Rereader
@@ -38,7 +40,7 @@ class CrossTeacher:
         return self.inner.reply(samples, max_tokens=max_tokens)
 
     def score(self, samples: Sequence[Sample], replies: Sequence[Completion]) -> list[Scored]:
-        """Log-probs [S] of spans; top tokens [S, K] in the student's ids where a span is one token on both sides.
+        """Log-probs [S] of spans; top classes [S, K] where a span is one token on both sides.
 
         The spans tile what both tokenizers have byte for byte; `Scored.unread` says why it is not the whole reply.
         """
@@ -65,32 +67,37 @@ class CrossTeacher:
             topk_ids=ids,
             topk_logprobs=values,
             weight=theirs.weight,
+            classes=self._classes,
             alone=alone_S,
             unread=read.reason,
         )
 
     def _matched(self, theirs: Scored, alone_S: Tensor, alone_M: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's lists in the student's ids; what has no match, or belongs to a longer span, is absent."""
+        """The teacher's lists as classes; what has no match, or belongs to a longer span, is absent."""
         assert theirs.topk_ids is not None
         assert theirs.topk_logprobs is not None
-        ids_MK = self._matches(theirs.topk_ids)
-        absent_AK = ids_MK[alone_M] < 0
-        ids_AK = ids_MK[alone_M].clamp(min=0)
-        values_AK = theirs.topk_logprobs[alone_M].float().masked_fill(absent_AK, -torch.inf)
+        ids_AK = self._matches(theirs.topk_ids)[alone_M]
+        values_AK = theirs.topk_logprobs[alone_M].float().masked_fill(ids_AK < 0, -torch.inf)
+        ids_AK, values_AK = joined(ids_AK.clamp(min=0), values_AK)
         ids_SK = ids_AK.new_zeros(len(alone_S), ids_AK.shape[1])
         values_SK = values_AK.new_full(ids_SK.shape, -torch.inf)
         ids_SK[alone_S], values_SK[alone_S] = ids_AK, values_AK
         return ids_SK, values_SK
 
     def _matches(self, ids_MK: Tensor) -> Tensor:
-        """The student's token of the same bytes for each of the teacher's, or -1; no two of them have the same."""
-        nobody = torch.full((1,), -1)  # of what a padded output projection has besides the vocabulary
-        everywhere, at_start = (
-            torch.cat([torch.from_numpy(table), nobody])
-            for table in (self.rereader.vocabulary, self.rereader.vocabulary_at_start)
-        )
+        """The class of each of the teacher's tokens, or -1. Where a tokenizer has a space that it puts before a text,
+        the first token of a reply is another than in the middle: there, of the same bytes."""
+        nobody = torch.full((1,), NO_CLASS)  # of what a padded output projection has besides the vocabulary
+        everywhere = torch.cat([torch.from_numpy(self.rereader.classes[1]), nobody])
         ids_MK = ids_MK.clamp(max=len(everywhere) - 1)
+        if self.rereader.vocabulary_at_start is self.rereader.vocabulary:
+            return everywhere[ids_MK]
+        at_start = torch.cat([torch.from_numpy(self.rereader.vocabulary_at_start), nobody])
         return torch.cat([at_start[ids_MK[:1]], everywhere[ids_MK[1:]]])
+
+    @cached_property
+    def _classes(self) -> Tensor:
+        return torch.from_numpy(self.rereader.classes[0])
 
     def _warn(self, sample: Sample, read: Reread) -> None:
         """Once for each reason; metrics count them all."""
@@ -98,3 +105,16 @@ class CrossTeacher:
             self._told.add(read.reason)
             note = "%s: the teacher reads %d of the reply's tokens, no further (%s); align/%s counts such replies"
             log.warning(note, sample.id, read.readable, read.reason, read.reason)
+
+
+def joined(ids_SK: Tensor, values_SK: Tensor) -> tuple[Tensor, Tensor]:
+    """Lists in which an id stands once: of several entries, the first has their joint probability, the rest none."""
+    ids_SK, order_SK = ids_SK.sort(dim=-1)
+    values_SK = values_SK.gather(-1, order_SK)
+    for place in range(ids_SK.shape[1] - 1, 0, -1):
+        same_S = ids_SK[:, place] == ids_SK[:, place - 1]
+        if same_S.any():
+            both_S = torch.logaddexp(values_SK[:, place], values_SK[:, place - 1])
+            values_SK[:, place - 1] = torch.where(same_S, both_S, values_SK[:, place - 1])
+            values_SK[:, place] = values_SK[:, place].masked_fill(same_S, -torch.inf)
+    return ids_SK, values_SK

@@ -99,6 +99,7 @@ def topk_tail(
     *,
     between: Between = reverse_kl_from_logprobs,
     temperature: float = 1.0,
+    classes_V: Tensor | None = None,
     weights_N: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> Divergence:
@@ -108,11 +109,13 @@ def topk_tail(
     inequality). An entry of -inf is absent: its id belongs to the bucket. The ids of a row are distinct. `temperature`
     is the student's; the list is taken as served. The teacher's bucket is at least TAIL_MIN, which may add some
     1e-5 nats; where a row lists all V ids there is no bucket. `extra_mass` is the student's mass in the bucket.
-    `weights_N` and `chunk` as in `by_chunks`.
+    `classes_V` names the class of each of the student's tokens by one of them: ids are then classes, and a class has
+    the probability of its tokens together. `weights_N` and `chunk` as in `by_chunks`.
     """
 
     def rows(hidden: Tensor, head: Tensor, ids: Tensor, p_nK: Tensor) -> tuple[tuple[Tensor, ...], Gradient]:
-        listed = _listed(_log_softmax(logits(hidden, head, temperature))[0], ids, p_nK)
+        q_nV, spread = _classed(_log_softmax(logits(hidden, head, temperature))[0], classes_V)
+        listed = _listed(q_nV, ids, p_nK)
         rest_n = (1 - listed.p.exp().sum(-1)).clamp(min=TAIL_MIN).log()
         rest_n = torch.where(listed.present.sum(-1) == head.shape[0], NEVER, rest_n)
         q_nO = torch.cat([listed.q, listed.tail[:, None]], dim=-1)
@@ -121,7 +124,7 @@ def topk_tail(
         def to_logits() -> Tensor:
             grad_nO = gradient()  # an unlisted token has its share of what the bucket gets
             shares_nV = listed.others.sub_(listed.tail[:, None]).exp_()
-            return shares_nV.mul_(grad_nO[:, -1:]).scatter_add_(-1, ids, grad_nO[:, :-1])
+            return spread(shares_nV.mul_(grad_nO[:, -1:]).scatter_add_(-1, ids, grad_nO[:, :-1]))
 
         return outputs, to_logits
 
@@ -137,6 +140,7 @@ def topk_renormalised(
     *,
     between: Between = reverse_kl_from_logprobs,
     temperature: float = 1.0,
+    classes_V: Tensor | None = None,
     weights_N: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> Divergence:
@@ -147,10 +151,11 @@ def topk_renormalised(
     """
 
     def rows(hidden: Tensor, head: Tensor, ids: Tensor, p_nK: Tensor) -> tuple[tuple[Tensor, ...], Gradient]:
-        listed = _listed(_log_softmax(logits(hidden, head, temperature))[0], ids, p_nK)
+        q_nV, spread = _classed(_log_softmax(logits(hidden, head, temperature))[0], classes_V)
+        listed = _listed(q_nV, ids, p_nK)
         q_nO, p_nO = F.log_softmax(listed.q, dim=-1), F.log_softmax(listed.p, dim=-1)
         outputs, gradient = _measured(between, q_nO, p_nO, listed.tail.exp())
-        return outputs, lambda: listed.others.zero_().scatter_add_(-1, ids, gradient())
+        return outputs, lambda: spread(listed.others.zero_().scatter_add_(-1, ids, gradient()))
 
     options = {"temperature": temperature, "weights_N": weights_N, "chunk": chunk}
     return Divergence(*by_chunks(rows, hidden_ND, head_VD, topk_ids_NK, topk_logprobs_NK, **options))
@@ -193,6 +198,20 @@ def _log_softmax(scores_nO: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities, and what was taken off the scores of each row [n]."""
     logprobs_nO = F.log_softmax(scores_nO, dim=-1)
     return logprobs_nO, scores_nO[:, 0] - logprobs_nO[:, 0]
+
+
+def _classed(q_nV: Tensor, classes_V: Tensor | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Log-probabilities of classes at the tokens that name them, NEVER elsewhere; and what brings a gradient back.
+
+    A class's logit is the logsumexp of its tokens' logits, so each token has its share of the gradient to it.
+    """
+    if classes_V is None:
+        return q_nV, lambda grad_nV: grad_nV
+    more = torch.arange(len(classes_V), q_nV.shape[-1], device=q_nV.device)  # of a padded projection
+    classes_V = torch.cat([classes_V, more])
+    sums_nV = torch.zeros_like(q_nV).index_add_(-1, classes_V, q_nV.exp()).log_().clamp_(min=NEVER)
+    shares_nV = (q_nV - sums_nV[:, classes_V]).clamp_(max=0).exp_()
+    return sums_nV, lambda grad_nV: shares_nV * grad_nV[:, classes_V]
 
 
 class _Listed(NamedTuple):

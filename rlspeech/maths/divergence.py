@@ -39,7 +39,8 @@ def divergence(policy: Policy, batch: TokenBatch, between: Between, *, tail: Tai
     if not full:
         return full_vocabulary(*student, required(batch, "teacher_hidden"), required(batch, "teacher_head"), **common)
     topk = topk_tail if tail == "bucket" else topk_renormalised
-    return topk(*student, required(batch, "teacher_topk_ids"), required(batch, "teacher_topk_logprobs"), **common)
+    lists = (required(batch, "teacher_topk_ids"), required(batch, "teacher_topk_logprobs"))
+    return topk(*student, *lists, classes_V=batch.classes, **common)
 
 
 def _of_spans(policy: Policy, batch: TokenBatch, between: Between, tail: Tail) -> Divergence:
