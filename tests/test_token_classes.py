@@ -24,7 +24,7 @@ def test_a_token_belongs_to_the_piece_that_both_tokenizers_write(pair: Rereader)
     """The teacher has lost all merges whose result is longer than four characters, the space included."""
     ours, theirs = pair.classes
     student = {piece: index for index, piece in enumerate(pair.student.table)}
-    [*read, end] = pair.teacher.encode([" museum", " and", "ing", " Thursday", " the"]) + [[pair.teacher_end_id]]
+    read, end = pair.teacher.encode([" museum", " and", "ing", " Thursday", " the"]), [pair.teacher_end_id]
     split = [pair.teacher.table[ids[0]] for ids in read]
     assert split != [b" museum", b" and", b"ing", b" Thursday", b" the"]
     for text, first, ids in zip([b" museum", b" and", b"ing", b" Thursday", b" the"], split, read, strict=True):
