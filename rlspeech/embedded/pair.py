@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # part of the folders' names: raise it where what is assembled changes
 SEED = 0  # of the projector
-MERGES_KEPT = 8_000
+MERGES_KEPT = 16_000
 SOUND = "<sound>"
 END_TOKEN_ID = 2  # <|im_end|>
 LONGEST_AUDIO_S = 600
