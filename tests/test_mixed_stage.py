@@ -26,6 +26,7 @@ def command(small_student: Path, small_teacher: Path, spoken: Path) -> list[str]
         "--data.kinds=transcribe",
         "--held-out.samples=1",
         "--held-out.every-steps=99",
+        "--threads=1",  # waiting threads would spin on cores that others use
         "--quiet",
     ]
 
