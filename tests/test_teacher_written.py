@@ -162,6 +162,9 @@ def test_settings_that_cannot_act_together_are_refused() -> None:
     check_mixture(half, ReverseKl())
     with pytest.raises(UserError, match=r"mixed\.on_policy_share = 0\.5"):
         check_mixture(half, K1())
+    narrow = settings(mixed={"sft_weight": 1}, engines={"teacher": "vllm"}, vllm={"max_model_len": 128})
+    with pytest.raises(UserError, match="may write 128 tokens"):
+        check_mixture(narrow, ReverseKl())
     with pytest.raises(UserError, match=r"guard\.repetition_stop"):
         check_mixture(settings(mixed={"on_policy_share": 0}, guard={"repetition_stop": 0.5}), ReverseKl())
 

@@ -9,8 +9,8 @@ from rlspeech.types import Completion, Scored
 REPLIES = [
     Completion((5, 49151, 2), (-0.5, -1.25, -0.125), "a reply", "stop", 7),
     Completion((), (), "", "stop", 7),
-    Completion((9,), (-3.5,), "cut off", "length", 8),
     Completion((4, 6), (), "a teacher's own", "stop", 8),
+    Completion((9,), (-3.5,), "cut off", "length", 8),
 ]
 
 

@@ -33,6 +33,12 @@ def check_mixture(config: DistillConfig, loss: Loss) -> None:
             f"loss = {config.loss!r}: learns from the log-probs of samples, and with mixed.on_policy_share = {share:g} "
             "the teacher writes some replies; set it to 1, or take reverse_kl, forward_kl or jsd"
         )
+    longest, room = ROOM * config.sampling.max_tokens, config.vllm.max_model_len
+    if writes(config) and config.engines.teacher == "vllm" and longest >= room:
+        raise UserError(
+            f"[mixed]: the teacher may write {longest} tokens ({ROOM} x sampling.max_tokens), and vllm.max_model_len = "
+            f"{room} leaves it no prompt"
+        )
     if share == 0 and config.guard.repetition_stop is not None:
         raise UserError("guard.repetition_stop: with mixed.on_policy_share = 0 the student writes no replies to watch")
 
