@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from rlspeech.engines.teacher_text import Reading, closing_of, vocabulary_lines
+from rlspeech.engines.teacher_text import Reading, vocabulary_lines
+from rlspeech.engines.thoughts import answer_of, begun_by, closing_of
 from rlspeech.engines.vllm_client import Client, Refused, Request
 from rlspeech.errors import UserError
 from rlspeech.types import Completion, Sample, Scored
@@ -38,7 +39,8 @@ class HttpTeacher:
     model: str
     served: Mapping[str, int | None]  # longest prompt and reply of each model, in tokens; None: the server tells none
     top_k: int
-    closing: tuple[int, ...] = ()  # tokens that end a thought which the server's chat template begins
+    tokenizer: Any
+    begun: str = ""  # how the server's chat template begins the answer, where that is inside a thought
     _prompts: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -63,12 +65,13 @@ class HttpTeacher:
         address, _, name = url.partition("#")
         client = Client.of(address, timeout_s=timeout_s, retries=retries, requests=requests, key_env=api_key_env)
         served = _served(client)
-        teacher = cls(client, reading, name or next(iter(served)), served, top_k)
+        teacher = cls(client, reading, name or next(iter(served)), served, top_k, tokenizer)
         if teacher.model not in served:
             raise UserError(f"teacher {client.root}: no model {name!r}; it serves {', '.join(served)}")
-        teacher._check_tokenizer(tokenizer)
-        teacher.closing = teacher._closing(tokenizer)
-        (prompt,) = teacher._rendered([[{"role": "user", "content": PROBE}]])
+        teacher._check_tokenizer()
+        chat = teacher.messages(Sample("the first request", PROBE, transcript=PROBE))
+        teacher.begun = teacher._thought(chat)
+        (prompt,) = teacher._rendered([chat])
         teacher._score([prompt[:4]], [prompt[4:8]], ["the first request"])
         log.info(
             "teacher %s: model %s, %s tokens", client.root, teacher.model, served[teacher.model] or "any number of"
@@ -87,10 +90,11 @@ class HttpTeacher:
         return self._score(prompts, [reply.token_ids for reply in replies], [sample.id for sample in samples])
 
     def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
-        settings = {"model": self.model, "max_tokens": max_tokens, **GREEDY}
+        """What it answers itself, greedily, without its thoughts."""
+        settings = {"model": self.model, "max_tokens": max_tokens, "return_token_ids": True, **GREEDY}
         prompts = self._rendered([self.messages(sample) for sample in samples])
         requests = [
-            Request("/v1/completions", {**settings, "prompt": list(prompt)}, _written, sample.id)
+            Request("/v1/completions", {**settings, "prompt": list(prompt)}, self._written, sample.id)
             for sample, prompt in zip(samples, prompts, strict=True)
         ]
         return self._ask(requests)
@@ -120,12 +124,18 @@ class HttpTeacher:
             )
         return scored
 
+    def _written(self, answer: Any) -> str:
+        ids = answer["choices"][0].get("token_ids")
+        if ids is None:
+            raise UserError(f"teacher {self.client.root}: answers without token_ids; vLLM 0.10.2 or later tells them")
+        return answer_of(self.tokenizer, ids)
+
     def _rendered(self, chats: Sequence[list[dict[str, str]]]) -> list[tuple[int, ...]]:
         """Token ids of each chat with the beginning of the answer, by the server's template; each chat is sent once."""
         keys = [json.dumps(chat) for chat in chats]
         new = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in self._prompts}
         found = self._ask([self._chat(chat, add_generation_prompt=True) for chat in new.values()])
-        known = self._prompts | {key: (*ids, *self.closing) for key, ids in zip(new, found, strict=True)}
+        known = self._prompts | {key: self._answering(ids) for key, ids in zip(new, found, strict=True)}
         self._prompts = dict(list(known.items())[-PROMPTS_KEPT:])
         return [known[key] for key in keys]
 
@@ -134,15 +144,27 @@ class HttpTeacher:
         options = {"chat_template_kwargs": dict(self.reading.template_options)} if self.reading.template_options else {}
         return Request("/tokenize", {**about, **options, "messages": chat}, _ids)
 
-    def _closing(self, tokenizer: Any) -> tuple[int, ...]:
-        """As Reading.closing, by the server's own template. Its tokenizer is known to be this one."""
-        chat = [{"role": "user", "content": PROBE}]
-        before, begun = self._ask([self._chat(chat, add_generation_prompt=begin) for begin in (False, True)])
-        closing = closing_of(tokenizer.decode(begun[len(before) :]))
-        return tuple(tokenizer(closing, add_special_tokens=False).input_ids)
+    def _thought(self, chat: list[dict[str, str]]) -> str:
+        """How the server's chat template begins the answer to such chats, where it does so inside a thought."""
+        asked = [self._chat(chat, add_generation_prompt=begin) for begin in (False, True)]
+        begun = begun_by(*(self.tokenizer.decode(ids) for ids in self._ask(asked)))
+        return begun if closing_of(begun) else ""
 
-    def _check_tokenizer(self, tokenizer: Any) -> None:
+    def _answering(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The prompt with its thought at an end. A template may begin one for some chats only (/no_think)."""
+        lengths = range(1, len(self.begun) + 1)
+        last = next((n for n in lengths if self.tokenizer.decode(ids[-n:]).endswith(self.begun)), None)
+        if last is None:
+            return ids
+        said, closing = self.tokenizer.decode(ids[-last:]), closing_of(self.begun)
+        same, whole, alone = (
+            tuple(self.tokenizer(text, add_special_tokens=False).input_ids) for text in (said, said + closing, closing)
+        )
+        return ids[:-last] + whole if same == ids[-last:] else ids + alone
+
+    def _check_tokenizer(self) -> None:
         """The whole vocabulary as text, and a chat in the server's template, have the same ids here and there."""
+        tokenizer = self.tokenizer
         texts = list(_vocabulary(tokenizer))
         asked = [{"prompt": text, "add_special_tokens": False} for text in texts]
         requests = [Request("/tokenize", {"model": self.model, **one}, _ids) for one in asked]
@@ -222,7 +244,7 @@ def _served(client: Client) -> dict[str, int | None]:
 
 def _vocabulary(tokenizer: Any) -> Iterator[str]:
     """A line for each token, some thousands at a time."""
-    whole = vocabulary_lines(tokenizer)
+    whole = list(vocabulary_lines(tokenizer))
     for start in range(0, len(whole), PROBED_AT_ONCE):
         yield "\n".join([PROBE, *whole[start : start + PROBED_AT_ONCE]])
 
@@ -233,7 +255,3 @@ def _lengths(answer: Any) -> dict[str, int | None]:
 
 def _ids(answer: Any) -> tuple[int, ...]:
     return tuple(answer["tokens"])
-
-
-def _written(answer: Any) -> str:
-    return (answer["choices"][0]["text"] or "").strip()

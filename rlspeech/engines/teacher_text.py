@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import pickle
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
-from rlspeech.errors import UserError
+from rlspeech.engines.thoughts import begun_by, closing_of
+from rlspeech.errors import UserError, did_you_mean
 from rlspeech.types import Sample
 
-PROBE_CHAT = [{"role": "user", "content": "Hello."}]
-# How models begin and end a thought: Qwen3, QwQ, DeepSeek-R1; Magistral; Command A.
-THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|START_THINKING|>", "<|END_THINKING|>"))
 PROBE = " {line}\n{line}.\n"  # a token's text behind a space, and at a line's beginning
+PROBED_AT_ONCE = 4096  # tokens; two tokenizers that differ do so among the first
+INSTEAD = "a system text can stand in reading.prompt instead of reading.system"
+NO_OPTIONS = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}  # a template's own
 
 
 @dataclass(frozen=True)
@@ -61,32 +66,21 @@ class Reading:
     def prompt_ids(self, tokenizer: Any, sample: Sample) -> list[int]:
         """Token ids of the chat up to where the teacher's answer begins, which is never inside a thought.
 
-        Raises UserError where the chat template does not take the chat.
+        Whether the chat template begins a thought is seen at this very chat: some decide by its words (/no_think).
+        Raises UserError where the template does not take the chat, has no place for the system text, or none of an
+        option's name. The system text is not moved into the user's message: `prompt` is where that is said.
         """
-        text = _rendered(tokenizer, self.messages(sample), add_generation_prompt=True, **self.template_options)
-        text += self.closing(tokenizer)
+        _check_options(tokenizer, self.template_options)
+        chat = self.messages(sample)
+        before, text = (
+            _rendered(tokenizer, chat, add_generation_prompt=begin, **self.template_options) for begin in (False, True)
+        )
+        if self.system and self.system.strip() not in text:
+            unsaid = _rendered(tokenizer, chat[1:], add_generation_prompt=True, **self.template_options)
+            if unsaid == text:
+                raise UserError(f"reading.system: the teacher's chat template leaves it out; {INSTEAD}")
+        text += closing_of(begun_by(before, text))
         return tokenizer(text, add_special_tokens=False).input_ids
-
-    def closing(self, tokenizer: Any) -> str:
-        """What ends the thought that the chat template begins for the assistant; empty where it begins none."""
-        begun = [
-            _rendered(tokenizer, PROBE_CHAT, add_generation_prompt=begin, **self.template_options)
-            for begin in (False, True)
-        ]
-        return closing_of(begun[1].removeprefix(begun[0]))
-
-
-def closing_of(begun: str) -> str:
-    """
-    >>> closing_of("<|im_start|>assistant\\n<think>\\n")
-    '\\n</think>\\n\\n'
-    >>> closing_of("<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n")
-    ''
-    """
-    for opening, closing in THOUGHTS:
-        if opening in begun and closing not in begun.rpartition(opening)[2]:
-            return f"\n{closing}\n\n" if begun.endswith("\n") else f"\n\n{closing}\n\n"
-    return ""
 
 
 def _rendered(tokenizer: Any, chat: list[dict[str, str]], **options: Any) -> str:
@@ -95,9 +89,28 @@ def _rendered(tokenizer: Any, chat: list[dict[str, str]], **options: Any) -> str
     except TemplateError as error:
         roles = ", ".join(dict.fromkeys(message["role"] for message in chat))
         raise UserError(
-            f"the teacher's chat template does not take this chat, of the roles {roles} ({error}); "
-            "a system text can stand in reading.prompt instead of reading.system"
+            f"the teacher's chat template does not take this chat, of the roles {roles} ({error}); {INSTEAD}"
         ) from error
+
+
+def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
+    """A template takes any name without a word."""
+    template = getattr(tokenizer, "chat_template", None)
+    if not options or not isinstance(template, str):
+        return
+    known = _words(template) - NO_OPTIONS
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise UserError(
+                f"reading.template_options: {name!r} is no option of the teacher's chat template"
+                + (hint if "did you mean" in hint else "")
+            )
+
+
+@cache
+def _words(template: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[^\W\d]\w*", template))
 
 
 def _fill(prompt: str, transcript: str, instruction: str) -> str:
@@ -134,22 +147,26 @@ def same_tokenizer(student: Any, teacher: Any) -> bool:
         return False
     if (described := _description(student)) and described == _description(teacher):
         return True
-    probe = "".join(PROBE.format(line=line) for line in vocabulary_lines(teacher))
-    mine, other = (tokenizer(probe, add_special_tokens=False).input_ids for tokenizer in (student, teacher))
-    return mine == other
+    lines = vocabulary_lines(teacher)
+    while some := list(islice(lines, PROBED_AT_ONCE)):
+        probe = "".join(PROBE.format(line=line) for line in some)
+        mine, other = (tokenizer(probe, add_special_tokens=False).input_ids for tokenizer in (student, teacher))
+        if mine != other:
+            return False
+    return True
 
 
-def _description(tokenizer: Any) -> dict[str, Any] | None:
+def _description(tokenizer: Any) -> bytes | None:
     """What a tokenizer of the tokenizers library is made of, its added tokens apart."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not hasattr(backend, "to_str"):
+    if not hasattr(backend, "pre_tokenizer"):
         return None
-    state = json.loads(backend.to_str())
-    return {part: state[part] for part in ("normalizer", "pre_tokenizer", "model")}
+    return pickle.dumps((backend.normalizer, backend.pre_tokenizer, backend.model))
 
 
-def vocabulary_lines(tokenizer: Any) -> list[str]:
+def vocabulary_lines(tokenizer: Any) -> Iterator[str]:
     """The text of each token, without what was added to the vocabulary (special tokens) and parts of characters."""
     plain = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
-    lines = tokenizer.batch_decode([[index] for index in plain])
-    return [line for line in lines if "\ufffd" not in line]
+    for start in range(0, len(plain), PROBED_AT_ONCE):
+        lines = tokenizer.batch_decode([[index] for index in plain[start : start + PROBED_AT_ONCE]])
+        yield from (line for line in lines if "\ufffd" not in line)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlspeech.engines.decoding import generate
 from rlspeech.engines.teacher_text import Reading
+from rlspeech.engines.thoughts import answer_of
 from rlspeech.maths.logprobs import CHUNK, logits, token_logprobs
 from rlspeech.maths.packing import attention_mask, pack
 from rlspeech.protocols import Sampling
@@ -90,6 +91,7 @@ class TransformersTeacher:
         return tuple(torch.cat(column) for column in zip(*chunks, strict=True))
 
     def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+        """What it answers itself, greedily, without its thoughts."""
         prompts = [self._prompt(sample) for sample in samples]
         found: dict[int, str] = {}
         for chunk in self._alike(samples):
@@ -104,7 +106,7 @@ class TransformersTeacher:
             indices = [index for group in chunk for index in group]
             texts = [reply.token_ids for group in written for reply in group]
             for index, ids in zip(indices, texts, strict=True):
-                found[index] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                found[index] = answer_of(self.tokenizer, ids)
         return [found[index] for index in range(len(samples))]
 
     def _alike(self, samples: Sequence[Sample]) -> Iterator[list[list[int]]]:

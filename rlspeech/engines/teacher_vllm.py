@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlspeech.engines.teacher_text import Reading
+from rlspeech.engines.thoughts import answer_of
 from rlspeech.engines.vllm_engine import Request, stream
 from rlspeech.errors import UserError
 from rlspeech.types import Completion, Sample, Scored
@@ -68,6 +69,7 @@ class VllmTeacher:
         return [found[at] for at in range(len(samples))]
 
     def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+        """What it answers itself, greedily, without its thoughts."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -82,8 +84,7 @@ class VllmTeacher:
             asked.append(Request({"prompt_token_ids": prompt}, how))
         found: dict[int, str] = {}
         for place, output in stream(self.llm, asked, on_progress=self.on_progress):
-            ids = output.outputs[0].token_ids
-            found[order[place]] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            found[order[place]] = answer_of(self.tokenizer, output.outputs[0].token_ids)
         return [found[at] for at in range(len(samples))]
 
     def _order(self, samples: Sequence[Sample]) -> list[int]:
