@@ -107,7 +107,8 @@ def test_a_plan_names_models_data_work_memory_and_what_is_missing():
         "this machine has 16 GiB and no GPU",
         "131.41",
         "llama-70b needs about 131 GiB for its weights alone (not in the cache)",
-        "teacher: cross-tokenizer (phi4-mini of the student, llama3 of the teacher); reverse_kl on the top 64 tokens",
+        "teacher: cross-tokenizer (phi4-mini of the student, llama3 of the teacher)",
+        "teacher: reverse_kl on the top 64 tokens where a token stands alone on both sides, elsewhere the sampled k1",
         "data.train: no data/phi4mm/instructions.jsonl, and no data.synth to make it",
     ):
         assert part in text
@@ -133,7 +134,7 @@ def test_one_tokenizer_is_told():
 
 def test_two_tokenizers_that_are_not_here_cannot_be_measured():
     plan = make_plan(load(DistillConfig, "phi4mm/distill", {"teacher": "llama-70b"}), SERVER, measure=True)
-    assert plan.scores[1] == "teacher: one-to-one share not measured: phi4mm and llama-70b not at hand"
+    assert plan.scores[2] == "teacher: one-to-one share not measured: phi4mm and llama-70b not at hand"
 
 
 def test_two_tokenizers_want_samples_of_the_student_as_it_is():

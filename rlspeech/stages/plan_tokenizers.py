@@ -17,7 +17,7 @@ TEXT = (
 
 
 def scoring(config: DistillConfig, models: Mapping[str, Resolved], *, measure: bool) -> Iterator[str]:
-    """A line for each teacher; with `measure` another about the tokens of two tokenizers."""
+    """What is compared of each teacher; with `measure`, how much of two tokenizers' tokens stands alone."""
     for role, name in teacher_names(config).items():
         reading = _reading(config, role)
         ours, theirs = models["student"], _tokenizer_of(name, reading)
@@ -30,7 +30,8 @@ def scoring(config: DistillConfig, models: Mapping[str, Resolved], *, measure: b
             yield f"{role}: one tokenizer under two names ({named[0]}, {named[1]}); {config.loss}"
             continue
         both = f"{named[0]} of the student, {named[1]} of the teacher"
-        yield f"{role}: cross-tokenizer ({both}); {_estimator(config.loss, reading)}"
+        yield f"{role}: cross-tokenizer ({both})"
+        yield f"{role}: {_estimator(config.loss, reading)}"
         if measure:
             yield f"{role}: {share}"
 
