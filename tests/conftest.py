@@ -104,12 +104,29 @@ def cluster() -> Iterator["Cluster"]:
 
 
 @pytest.fixture(scope="session")
-def served_teacher(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
+def switched_folder(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny-llm` with a chat template that can begin a thought (`thinking`), and that takes one system text not."""
+    folder = tmp_path_factory.mktemp("switched")
+    for path in teacher_folder.iterdir():
+        (folder / path.name).symlink_to(path)
+    template = folder / "chat_template.jinja"
+    own = template.read_text()
+    template.unlink()
+    template.write_text(
+        "{% if messages[0]['content'] == 'Refuse.' %}{{ raise_exception('No system role') }}{% endif %}"
+        + own.rstrip()
+        + "{% if add_generation_prompt and thinking is defined and thinking %}{{ '<think>\n' }}{% endif %}"
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served_teacher(switched_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
     """One real server of `tiny-llm` on loopback for the session; its key is served.KEY, its limit 100 log-probs."""
     from served import KEY, served
 
     limits = ("--max-logprobs=100", "--vllm.max-model-len=1024", "--name=tiny-llm")
-    with served(teacher_folder, tmp_path_factory.mktemp("teacher"), *limits, key=KEY) as server:
+    with served(switched_folder, tmp_path_factory.mktemp("teacher"), *limits, key=KEY) as server:
         yield server
 
 

@@ -2,13 +2,23 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rlspeech.cli import main
 from rlspeech.stages import rollout_records
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_they_were() -> Iterator[None]:
+    """The command sets them for its process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -94,21 +104,22 @@ def test_a_run_of_the_teachers_replies_alone_samples_nothing(command, tmp_path) 
         assert row["train/sft_nats"] > 0
 
 
-@pytest.mark.parametrize("scheme", ["early", "divergence", "entity"])
-def test_every_scheme_of_weights_is_one_setting(command, tmp_path, scheme: str) -> None:
-    one_step = ["--optim.steps=1", "--weighting.gain=3", f"--weighting.scheme={scheme}"]
-    assert main([*command, f"--run-dir={tmp_path / 'a'}", *one_step]) == 0
-    assert main([*command, f"--run-dir={tmp_path / 'b'}", "--optim.steps=1"]) == 0
-    weighed, plain = (metrics(tmp_path / name)[1] for name in "ab")
-    if scheme == "early":  # six tokens of each reply: 1 + 2 2^(-t/16)
-        share = sum(1 + 2 * 2 ** (-token / 16) for token in range(6)) / 6
-        assert weighed["train/tokens"] == pytest.approx(plain["train/tokens"] * share)
-    if scheme == "divergence":
-        assert weighed["kl/train_nats"] == pytest.approx(plain["kl/train_nats"], rel=1e-5)
-        assert weighed["train/tokens"] == plain["train/tokens"]
-        assert 1.2 < weighed["train/loss"] / plain["train/loss"] < 3
-    if scheme == "entity":
-        assert plain["train/tokens"] < weighed["train/tokens"] < 3 * plain["train/tokens"]
+def test_every_scheme_of_weights_is_one_setting(command, tmp_path) -> None:
+    def one_step(name: str, *more: str) -> dict[str, Any]:
+        assert main([*command, f"--run-dir={tmp_path / name}", "--optim.steps=1", *more]) == 0
+        return metrics(tmp_path / name)[1]
+
+    plain = one_step("plain")
+    early, divergence, entity = (
+        one_step(scheme, "--weighting.gain=3", f"--weighting.scheme={scheme}")
+        for scheme in ("early", "divergence", "entity")
+    )
+    share = sum(1 + 2 * 2 ** (-token / 16) for token in range(6)) / 6  # six tokens of each reply: 1 + 2 2^(-t/16)
+    assert early["train/tokens"] == pytest.approx(plain["train/tokens"] * share)
+    assert divergence["kl/train_nats"] == pytest.approx(plain["kl/train_nats"], rel=1e-5)
+    assert divergence["train/tokens"] == plain["train/tokens"]
+    assert 1.2 < divergence["train/loss"] / plain["train/loss"] < 3
+    assert plain["train/tokens"] < entity["train/tokens"] < 3 * plain["train/tokens"]
 
 
 def test_the_cap_clips_what_is_learned_and_not_what_is_told(command, tmp_path) -> None:

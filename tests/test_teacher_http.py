@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,6 +107,25 @@ def test_a_chat_is_rendered_once_by_the_server(connect, served_teacher, local, r
             asked = len(watched.headers) - before
     assert asked == 3  # the second time, none to /tokenize
     assert teacher._rendered([READING.messages(SAMPLES[0])])[0] == local._prompt(SAMPLES[0])
+
+
+@pytest.mark.slow
+def test_the_servers_template_is_handed_options_and_its_thought_is_ended(
+    served_teacher, switched_folder, local
+) -> None:
+    thinking = replace(READING, template_options={"thinking": True})
+    there = HttpTeacher.connect(served_teacher.url, thinking, tokenizer=local.tokenizer, top_k=20)
+    here = TransformersTeacher(local.model, AutoTokenizer.from_pretrained(switched_folder), thinking)
+    prompts = there._rendered([thinking.messages(sample) for sample in SAMPLES])
+    assert prompts == [here._prompt(sample) for sample in SAMPLES]
+    assert here.tokenizer.decode(prompts[0]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert there.reply(SAMPLES[:2], max_tokens=8) == here.reply(SAMPLES[:2], max_tokens=8)
+
+
+@pytest.mark.slow
+def test_a_system_text_that_the_servers_template_refuses_is_one_line(served_teacher, tokenizer) -> None:
+    with pytest.raises(UserError, match=r"does not take this chat \(.*No system role.*\); a system text can stand in"):
+        HttpTeacher.connect(served_teacher.url, replace(READING, system="Refuse."), tokenizer=tokenizer)
 
 
 @pytest.mark.slow
@@ -283,7 +303,7 @@ def test_the_key_does_not_follow_a_redirect(tokenizer) -> None:
 
 
 def test_an_answer_without_prompt_logprobs_is_not_from_vllm(tokenizer) -> None:
-    teacher = HttpTeacher(vllm_client.Client(NOTHING, 1.0, 0, 1, "NONE"), READING, "m", {"m": None}, 20)
+    teacher = HttpTeacher(vllm_client.Client(NOTHING, 1.0, 0, 1, "NONE"), READING, "m", {"m": None}, 20, tokenizer=None)
     with pytest.raises(UserError, match=r"answers without prompt_logprobs; is it a vLLM server\?"):
         teacher._read_scores([5], {"choices": [{"text": "x"}]})
     told = [None, {"5": {"logprob": -0.5, "rank": 1}}]

@@ -199,7 +199,7 @@ def test_one_vocabulary_with_other_merges_is_another_tokenizer(teacher_folder: P
     assert not same_tokenizer(student, split)
     assert not same_tokenizer(teacher, split)
     assert split.get_vocab() == teacher.get_vocab()
-    text = "The museum opens on Thursday at half past nine. Grüße, 東京!"
+    text = "Okonkwo brought marmalade, umbrellas and saxophones. Grüße, 東京!"
     assert len(split(text).input_ids) > len(teacher(text).input_ids)
     assert split.decode(split(text).input_ids) == text
     weights = [(place / "model.safetensors").stat() for place in (teacher_folder, split_folder)]

@@ -51,9 +51,10 @@ def test_each_row_is_scored_by_its_teacher_with_its_weight(asked, small_teacher,
 
     routed = build_teachers(config, student, make)
     scored = routed.score(samples, replies)
+    folders = {"summaries": teacher_folder, "": small_teacher}
+    single = {name: build_teacher(folder, TeacherConfig(), student, top_k=8) for name, folder in folders.items()}
     for index, (sample, one) in enumerate(zip(samples, scored, strict=True)):
-        folder = teacher_folder if sample.teacher else small_teacher
-        alone = build_teacher(folder, TeacherConfig(), student, top_k=8).score([sample], [replies[index]])[0]
+        alone = single[sample.teacher].score([sample], [replies[index]])[0]
         assert one.weight == (0.25 if sample.teacher else 1.0)
         assert torch.allclose(one.logprobs, alone.logprobs, atol=1e-4)
         assert torch.equal(one.topk_ids, alone.topk_ids)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rlspeech.engines.teacher_text import Reading, vocabulary_lines
+from rlspeech.engines.teacher_text import INSTEAD, Reading, vocabulary_lines
 from rlspeech.engines.thoughts import answer_of, begun_by, closing_of
 from rlspeech.engines.vllm_client import Client, Refused, Request
 from rlspeech.errors import UserError
@@ -39,7 +39,7 @@ class HttpTeacher:
     model: str
     served: Mapping[str, int | None]  # longest prompt and reply of each model, in tokens; None: the server tells none
     top_k: int
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)  # the server's
     begun: str = ""  # how the server's chat template begins the answer, where that is inside a thought
     _prompts: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
@@ -198,6 +198,8 @@ class HttpTeacher:
             return f"{server}: refuses the {self.top_k} most probable tokens ({said}); {remedy}"
         if TOO_LONG.search(said):
             return self._too_long(refused.request.about, said)
+        if refused.request.path == "/tokenize" and self.reading.system is not None:
+            return f"{server}: its chat template does not take this chat ({said}); {INSTEAD}"
         about = f"{refused.request.about}: " if refused.request.about else ""
         return f"{server}: {about}status {refused.status}: {said}"
 
