@@ -311,7 +311,7 @@ def test_a_reply_too_long_for_the_teacher_is_refused_with_its_sample(vllm_teache
         replace(vllm_teacher_engine, reading=READING).score([sample], [reply])
 
 
-def test_a_start_leaves_this_process_as_it_was(vllm_start: dict) -> None:
+def test_a_start_leaves_this_process_as_it_was(vllm_student_engine, vllm_start: dict) -> None:
     """What vLLM is known to touch: preloaded libraries, the world's size, threads, every generator."""
     before, after = vllm_start["before"], vllm_start["after"]
     assert before == after
