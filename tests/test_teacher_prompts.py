@@ -9,6 +9,7 @@ import pytest
 from real_tokenizers import fresh_smollm2
 from real_tokenizers import tokenizer as real
 
+from rlspeech.engines import thoughts
 from rlspeech.engines.teacher_http import HttpTeacher
 from rlspeech.engines.teacher_text import Example, Reading, same_tokenizer
 from rlspeech.engines.teacher_transformers import TransformersTeacher
@@ -140,6 +141,14 @@ def test_an_option_that_the_template_does_not_have_is_one_line() -> None:
 def test_an_answer_is_what_comes_after_the_thought(written: str, answer: str, marks: str, special) -> None:
     tokenizer = special if marks == "special" else real("smollm2")
     assert answer_of(tokenizer, tokenizer(written).input_ids) == answer
+
+
+def test_a_thought_that_does_not_end_is_warned_of_once(caplog) -> None:
+    thoughts._warn_of_silence.cache_clear()
+    tokenizer = real("smollm2")
+    for text in ("<think>\nIt was Anna, or", "<think>\nIt was", "<think>\n</think>"):
+        assert answer_of(tokenizer, tokenizer(text).input_ids) == ""
+    assert [record.getMessage()[:43] for record in caplog.records] == ["a thought of the teacher does not end withi"]
 
 
 def test_a_teacher_that_thinks_aloud_answers_without_its_thought(teacher_folder: Path) -> None:

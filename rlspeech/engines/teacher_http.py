@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -165,13 +165,12 @@ class HttpTeacher:
     def _check_tokenizer(self) -> None:
         """The whole vocabulary as text, and a chat in the server's template, have the same ids here and there."""
         tokenizer = self.tokenizer
-        texts = list(_vocabulary(tokenizer))
+        texts, here = _vocabulary(tokenizer)
         asked = [{"prompt": text, "add_special_tokens": False} for text in texts]
         requests = [Request("/tokenize", {"model": self.model, **one}, _ids) for one in asked]
         chat = {"messages": [{"role": "user", "content": PROBE}], "return_token_strs": True}
         named = Request("/tokenize", {"model": self.model, **chat}, lambda answer: (_ids(answer), answer["token_strs"]))
         (ids, names), *there = self._ask([named, *requests])
-        here = [tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
         if there != here or tokenizer.convert_ids_to_tokens(ids) != names:
             raise UserError(
                 f"teacher {self.client.root}: {self.model} has another tokenizer than the student; "
@@ -244,11 +243,13 @@ def _served(client: Client) -> dict[str, int | None]:
     return models
 
 
-def _vocabulary(tokenizer: Any) -> Iterator[str]:
-    """A line for each token, some thousands at a time."""
+@lru_cache(maxsize=1)
+def _vocabulary(tokenizer: Any) -> tuple[list[str], list[tuple[int, ...]]]:
+    """Texts with a line for each token, some thousands at a time, and their ids."""
     whole = list(vocabulary_lines(tokenizer))
-    for start in range(0, len(whole), PROBED_AT_ONCE):
-        yield "\n".join([PROBE, *whole[start : start + PROBED_AT_ONCE]])
+    starts = range(0, len(whole), PROBED_AT_ONCE)
+    texts = ["\n".join([PROBE, *whole[start : start + PROBED_AT_ONCE]]) for start in starts]
+    return texts, [tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
 
 
 def _lengths(answer: Any) -> dict[str, int | None]:

@@ -11,9 +11,13 @@ the parsers of vllm/reasoning:
 - channels: gpt-oss writes its thought and its answer in messages of their own (openai/harmony)
 """
 
+import logging
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 THOUGHTS = (
     ("<think>", "</think>"),
@@ -56,7 +60,10 @@ def closing_of(begun: str) -> str:
 
 
 def answer_of(tokenizer: Any, token_ids: Sequence[int]) -> str:
-    """The text that a model wrote, without the thought that it began with; empty where that thought does not end."""
+    """The text that a model wrote, without the thought that it began with.
+
+    Empty where that thought does not end, which is warned of once in a process.
+    """
     ids = list(token_ids)
     text = tokenizer.decode(ids, skip_special_tokens=False).lstrip()
     closing = next((closing for opening, closing in THOUGHTS if text.startswith(opening)), None)
@@ -67,5 +74,15 @@ def answer_of(tokenizer: Any, token_ids: Sequence[int]) -> str:
         return tokenizer.decode(ids[:count], skip_special_tokens=False)
 
     count = bisect_left(range(len(ids) + 1), True, key=lambda count: closing in upto(count))
+    if count > len(ids):
+        _warn_of_silence()
     rest = upto(count).partition(closing)[2]  # of the token that ends the thought
     return (rest + tokenizer.decode(ids[count:], skip_special_tokens=True)).strip()
+
+
+@cache
+def _warn_of_silence() -> None:
+    log.warning(
+        "a thought of the teacher does not end within its longest reply, so its answer is empty: "
+        "reading.template_options can switch its thinking off, such as enable_thinking = false"
+    )
