@@ -6,7 +6,7 @@ family's own processor makes of a question. The witness is transformers alone.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -17,15 +17,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlspeech.config import OptimConfig
+from rlspeech.config import OptimConfig, VllmConfig
 from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.engines.learner_torch import TorchLearner
 from rlspeech.engines.loading import StudentPlace
 from rlspeech.engines.measure import policy_of
 from rlspeech.engines.merging import merged_weights
+from rlspeech.engines.rollout_vllm import VllmRollouts
+from rlspeech.engines.vllm_engine import Layout, start
 from rlspeech.errors import UserError
 from rlspeech.losses.cross_entropy import Loss
 from rlspeech.plugins import shipped_names
+from rlspeech.protocols import Sampling
+from rlspeech.stages.parity import compare
 from rlspeech.types import Prompt, Sample, Waveform
 
 RATE_HZ = 16_000
@@ -318,3 +322,69 @@ def test_another_models_tokenizer_is_seen(folders: Folder, tmp_path: Path) -> No
     file.write_text(file.read_text().replace(f": {student.placeholder_id}", ": 7"))
     with pytest.raises(UserError, match="the two are not of one model"):
         StudentPlace.of(str(folder)).load(weights=False)
+
+
+@pytest.fixture(scope="module")
+def engine(built: Any, tmp_path_factory: pytest.TempPathFactory) -> VllmRollouts:
+    """The one engine of a family, on an export that an adapter was merged into."""
+    folder = tmp_path_factory.mktemp("families")
+    student = adapted(StudentPlace.of(str(built.write(folder / "published", head_dim=32, context=2048))).load())
+    (folder / "exported").mkdir()
+    student.save(folder / "exported", dict(merged_weights(student)))
+    settings = VllmConfig(max_model_len=1024, max_num_seqs=8, kv_cache_gib=0.25)
+    light = StudentPlace.of(str(folder / "exported")).load(weights=False)
+    return VllmRollouts(start(folder / "exported", settings, Layout(threads=2)), light, settings)
+
+
+@pytest.fixture
+def rollouts(engine: VllmRollouts) -> Iterator[VllmRollouts]:
+    """Afterwards it has the weights of the folder again."""
+    yield engine
+    engine.begin_update()
+    engine.update(engine.student.folder / "model.safetensors")
+    engine.end_update(0)
+
+
+def asked(student: Any) -> tuple[list[Sample], list[Prompt]]:
+    lengths = (0.4, 31.2, None, 1.3, 7.9)
+    samples = [Sample(f"{i}", f"{QUESTION} {i}", reference=f"Answer {i}.") for i in range(len(lengths))]
+    return samples, [prompt(student, s, f"{i}", samples[i].instruction) for i, s in enumerate(lengths)]
+
+
+@pytest.mark.slow
+def test_vllm_reads_and_writes_what_transformers_does(rollouts: VllmRollouts) -> None:
+    """Audio of four lengths and a text at once, from an export."""
+    student = StudentPlace.of(str(rollouts.student.folder)).load()
+    found = compare(student, rollouts, *asked(student), max_tokens=6, gate_nats=1e-3)
+    print(found)
+    assert found.differs is None, found
+    assert found.equal_replies == found.prompts == 5
+    assert found.largest_gap_nats < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "lora", "encoder"),
+    [("distill", LORA, False), ("sft", None, False), ("align", None, True)],
+    ids=["adapter", "whole", "encoder"],
+)
+def test_weights_trained_here_reach_the_sampler(rollouts: VllmRollouts, stage, lora, encoder) -> None:
+    """The audio was heard before: what the old weights made of it is in every cache."""
+    student = StudentPlace.of(str(rollouts.student.folder)).load()
+    student.prepare(stage, lora, train_encoder=encoder)
+    learner = TorchLearner.of(student, OptimConfig(steps=10, lr=2e-2))
+    batches = make_batches(student, reference_rollouts(student, *asked(student)), micro_batch=4)
+    learner.step(batches, Loss())
+    learner.step(batches, Loss())
+    assert gap(rollouts, learner) > 0.1
+    rollouts.load_weights(learner, version=2)
+    assert gap(rollouts, learner) < 1e-3
+
+
+def gap(rollouts: VllmRollouts, learner: TorchLearner) -> float:
+    """Largest difference between sampler and learner on fresh replies [nats]."""
+    replies = rollouts.generate(*asked(learner.student), Sampling(max_tokens=6, temperature=1.0, n=2, seed=3))
+    batches = make_batches(learner.student, replies, micro_batch=4)
+    found = learner.evaluate(batches, Loss()).metrics["kl/sampler_learner_max_nats"]
+    print(found)
+    return found
