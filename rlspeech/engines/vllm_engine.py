@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rlspeech.config import VllmConfig
-from rlspeech.engines import vllm_shared_memory
+from rlspeech.engines import vllm_plugin, vllm_shared_memory
 from rlspeech.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def start(folder: Path, settings: VllmConfig, layout: Layout) -> LLM:
     with _this_process_as_it_was():
         from vllm import LLM
 
-        vllm_shared_memory.register()
+        vllm_plugin.register()
         _last_one_out()
         try:
             llm = LLM(str(folder), **_arguments(settings, layout))

@@ -48,7 +48,6 @@ class Family:
     }
     FIXED: ClassVar[tuple[str, ...]] = ("embed_positions",)  # parts of the encoder that never learn
     frame_s: ClassVar[float] = 0.04
-    piece_s: ClassVar[float | None] = None  # longer audio is put to the processor in pieces; None: as a whole
     framewise: ClassVar[bool] = True  # the projector reads each frame on its own
 
     model: Any
@@ -123,6 +122,11 @@ class Family:
         """The longest audio that its processor takes, without cutting it off in silence."""
         return None
 
+    @property
+    def piece(self) -> int | None:
+        """Samples that its processor takes at once: longer audio is put to it in pieces. None: as a whole."""
+        return None
+
     def frames_of(self, samples: int) -> int:
         """Placeholders of a piece of audio; 0 where it is too short to hear."""
         raise NotImplementedError
@@ -186,10 +190,9 @@ class Family:
 
     def pieces(self, wave: np.ndarray) -> list[np.ndarray]:
         """The audio as the processor takes it, in order. A rest that is too short for a frame is left out."""
-        if self.piece_s is None:
+        if self.piece is None:
             return [wave]
-        size = round(self.piece_s * RATE_HZ)
-        cut = [wave[start : start + size] for start in range(0, len(wave), size)]
+        cut = [wave[start : start + self.piece] for start in range(0, len(wave), self.piece)]
         return [piece for piece in cut if self.frames_of(len(piece))] or cut[:1]
 
     def vllm_input(self, prompt: Prompt) -> dict[str, Any]:
@@ -233,7 +236,7 @@ class Family:
         """Encoder output [F, H] of each audio; remembered while the encoder is frozen, but not with `always_encode`."""
         for part in (self.tower, self.projector):
             part.eval()  # no dropout, and the norms' own means: as the sampler has it
-        if self.always_encode or any(value.requires_grad for value in self.tower.parameters()):
+        if self.always_encode or self._encoder_learns():
             return self._encode([prompt.features for prompt in prompts])
         missing = {p.audio_key: p.features for p in prompts if p.audio_key not in self._frames}
         with torch.no_grad():
@@ -243,6 +246,10 @@ class Family:
         while sum(map(len, self._frames.values())) > CACHED_FRAMES and len(self._frames) > len(found):
             self._frames.pop(next(iter(self._frames)))
         return [found[prompt.audio_key] for prompt in prompts]
+
+    def _encoder_learns(self) -> bool:
+        named = self.tower.named_parameters(prefix=self.TOWER)
+        return any(value.requires_grad and not self.is_projector(name) for name, value in named)
 
     def _encode(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         pieces = [self.pieces(wave) for wave in waves]

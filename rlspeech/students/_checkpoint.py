@@ -21,7 +21,7 @@ from rlspeech.errors import UserError
 WEIGHTS = "model.safetensors"
 SHOWN = 12  # names of tensors in one line
 COPIED = {".json", ".jinja", ".txt", ".model"}
-OWN = ("adapter_config.json", "sha256.json", "params.json")  # speak of the weights that lie beside them
+OWN = ("adapter_config.json", "sha256.json")  # speak of the weights that lie beside them
 
 
 def read_model(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype, *, weights: bool) -> Any:

@@ -11,4 +11,7 @@ from rlspeech.students._whisper import WhisperFamily
 class Student(WhisperFamily):
     MODEL = Qwen2AudioForConditionalGeneration
     AUDIO = "<|AUDIO|>"
-    piece_s = 30.0
+
+    @property
+    def piece(self) -> int:
+        return self.window

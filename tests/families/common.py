@@ -53,14 +53,16 @@ def stir(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval()
 
 
-def write(family: str, folder: Path, model: PreTrainedModel, *parts: Any) -> Path:
+def write(
+    family: str, folder: Path, model: PreTrainedModel, *parts: Any, config: Any = None, architecture: str | None = None
+) -> Path:
     """A folder as its publisher writes it: config, weights under published names, the parts of the processor."""
     student: Any = find_class("students", family, "Student")
-    model.config.architectures = [type(model).__name__]
-    model.generation_config = GenerationConfig(**ENDS)
-    folder.mkdir(parents=True)
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    config = config or model.config
+    config.architectures = [architecture or type(model).__name__]
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    GenerationConfig(**ENDS).save_pretrained(folder)
     save_file(published(student, stir(model)), folder / "model.safetensors", metadata={"format": "pt"})
     for part in parts:
         part.save_pretrained(folder)
