@@ -1,4 +1,4 @@
-"""The family `qwen2_5_omni` (the thinker of Qwen2.5-Omni): Whisper's layers in blocks of 2 s, one linear layer, Qwen2.5.
+"""The family `qwen2_5_omni` (the thinker of Qwen2.5-Omni): Whisper's layers in blocks of 2 s, one linear layer.
 
 The projector is the last layer of its encoder. Its processor cuts an audio off at 300 s; here longer audio is heard in
 pieces of 300 s, one behind the other. Talker and vocoder are not loaded.
