@@ -204,7 +204,9 @@ def _of_folder(name: str, folder: Path) -> Resolved:
     family = family or _catalog()["families"].get(architecture)
     if not family and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         known = ", ".join(_catalog()["families"])
-        raise UserError(f"{folder}: architecture {architecture!r} is of no known family; known: {known}")
+        raise UserError(
+            f"{folder}: architecture {architecture!r} is of no known family; known: {known}; see docs/students.md"
+        )
     return Resolved(name, family, folder, None, _described(config, family, folder))
 
 

@@ -42,6 +42,7 @@ class Student(Protocol):
     model: Any  # a transformers model with `generate`
     frame_s: float  # seconds of audio behind one placeholder
     end_token_id: int
+    framewise: bool  # the projector reads each frame on its own
 
     @property
     def placeholder_id(self) -> int:

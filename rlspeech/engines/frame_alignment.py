@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from rlspeech.config import FramesConfig
 from rlspeech.engines.learner_torch import learnable
+from rlspeech.errors import UserError
 from rlspeech.maths.frames import SILENCE, frame_labels
 from rlspeech.protocols import Metrics, Student
 from rlspeech.types import Prompt, Sample
@@ -32,7 +33,12 @@ def place_frames(
     seed: int,
     on_step: Callable[[int, Metrics], None],
 ) -> None:
-    """Trains the projector in place on one prompt per audio. The samples need word timings."""
+    """Trains the projector in place on one prompt per audio. The samples need word timings.
+
+    Raises UserError where the projector reads several frames at once: none of them has a place of its own.
+    """
+    if not student.framewise:
+        raise UserError("align: this student's projector reads several frames at once; give --frames.steps 0")
     frames_FH, labels_F, tokens_C = _labelled(student, samples, prompts)
     embeddings_CD = student.model.get_input_embeddings().weight[tokens_C].detach()
     generator = torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ class StudentPlace:
         """Raises UserError where no family reads the model, or its folder comes with code that is not trusted."""
         resolved = resolve(name, kind="speech")
         if resolved.family is None:
-            raise UserError(f"{name}: no student family reads this architecture; families are in rlspeech/students/")
+            raise UserError(f"{name}: no student family reads this architecture; docs/students.md has those that do")
         return cls(trusted(fetch(resolved), trust_remote_code), resolved.family)
 
     def load(self, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Student:

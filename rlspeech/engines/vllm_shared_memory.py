@@ -1,8 +1,7 @@
 """Weights into a live vLLM engine without CUDA: a backend of vLLM's weight-transfer API, and what rounds off an update.
 
 vLLM's own backends (nccl, ipc) move tensors between GPUs. This one takes them from this process, or from safetensors
-files in shared memory that another process wrote: they are mapped, so that only what a worker keeps is copied. It is
-also the plug-in `rlspeech` under vllm.general_plugins, which vLLM loads in each process of its own.
+files in shared memory that another process wrote: they are mapped, so that only what a worker keeps is copied.
 """
 
 from __future__ import annotations

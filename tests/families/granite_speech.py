@@ -1,0 +1,72 @@
+"""A small Granite Speech."""
+
+from pathlib import Path
+from typing import Any
+
+import families.common as common
+import numpy as np
+import pytest
+
+pytest.importorskip("torchaudio", reason="its feature extractor is made of it")
+
+from transformers import (
+    AutoProcessor,
+    GraniteSpeechConfig,
+    GraniteSpeechFeatureExtractor,
+    GraniteSpeechForConditionalGeneration,
+    GraniteSpeechProcessor,
+)
+
+MODEL = GraniteSpeechForConditionalGeneration
+STOPS_S = None
+LOGITS_SCALING = 8.0  # by which transformers forgets to divide
+AUDIO, END = "<|audio|>", "<|end_of_text|>"
+SYSTEM = (
+    "Knowledge Cutoff Date: April 2024.\nToday's Date: April 9, 2025.\n"
+    "You are Granite, developed by IBM. You are a helpful AI assistant"
+)
+TEMPLATE = (  # as published, without what it says of tools, documents and thinking
+    "{% for message in messages %}<|start_of_role|>{{ message['role'] }}<|end_of_role|>{{ message['content'] }}"
+    "<|end_of_text|>\n{% endfor %}{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
+)
+WIDTH = 32
+
+
+def write(folder: Path, *, head_dim: int = 8, context: int = 2048) -> Path:
+    tokenizer = common.smollm2("<|start_of_role|>", "<|end_of_role|>", END, AUDIO)
+    tokenizer.chat_template = TEMPLATE
+    text = common.text(tokenizer, head_dim=head_dim, context=context) | {
+        "tie_word_embeddings": True,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(END),
+        "logits_scaling": LOGITS_SCALING,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": head_dim**-0.5,
+    }
+    projector = {
+        "model_type": "blip_2_qformer",
+        "hidden_size": WIDTH,
+        "encoder_hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * WIDTH,
+        "cross_attention_frequency": 1,
+    }
+    config = GraniteSpeechConfig(
+        text_config={"model_type": "granite"} | text,
+        encoder_config={"num_layers": 2, "hidden_dim": WIDTH, "num_heads": 2, "feedforward_mult": 2},
+        projector_config=projector,
+        audio_token_index=tokenizer.convert_tokens_to_ids(AUDIO),
+        has_lora_adapter=False,
+        tie_word_embeddings=True,
+    )
+    processor = GraniteSpeechProcessor(GraniteSpeechFeatureExtractor(), tokenizer, chat_template=TEMPLATE)
+    return common.write("granite_speech", folder, MODEL(config), processor)
+
+
+def inputs(folder: Path, wave: np.ndarray | None, question: str) -> Any:
+    processor = AutoProcessor.from_pretrained(folder)
+    user = question if wave is None else f"{AUDIO}{question}"
+    chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
+    text = processor.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return processor(text=[text], audio=None if wave is None else [wave], return_tensors="pt")
