@@ -34,6 +34,7 @@ ENVIRONMENT = {
 }
 OVERRIDES = ("VLLM_CPU_KVCACHE_SPACE",)  # would count more than our settings
 CPU_BLOCK_TOKENS = 32  # of the KV cache, the least that its kernels like: shared beginnings are shared to such a block
+AUDIOS = 256  # pieces of long audio in one prompt, where a family has it cut
 ROUNDS_AHEAD = 2  # requests under way, in multiples of what is decoded at once
 LIVING: WeakSet[Any] = WeakSet()  # engines of this process
 
@@ -125,7 +126,7 @@ def _arguments(settings: VllmConfig, layout: Layout) -> dict[str, Any]:
         return given | {"max_logprobs": -1}
     given |= {
         "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled
-        "limit_mm_per_prompt": {"audio": 1},
+        "limit_mm_per_prompt": {"audio": AUDIOS, "image": 0, "video": 0},
         # Adapters, and what learns beside them, come as files.
         "weight_transfer_config": {"backend": vllm_shared_memory.NAME if layout.adapter_rank else layout.transfer},
     }

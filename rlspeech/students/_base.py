@@ -1,0 +1,333 @@
+"""What student families share: a chat prompt with placeholders, encoder and projector in front of a decoder, LoRA.
+
+A family is a subclass of `Family` that says what is its own: `rlspeech/students/qwen2_audio.py` is a short one.
+
+B rows, T tokens, F audio frames (one a placeholder), H encoder's hidden size, D the language model's, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin, WhisperFeatureExtractor
+
+from rlspeech.errors import UserError
+from rlspeech.students._checkpoint import read_model, write_model
+from rlspeech.types import Prompt, Sample, Waveform
+
+RATE_HZ = 16_000
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CACHED_FRAMES = 400_000  # encoder outputs kept while the encoder is frozen: of 384 floats each, 600 MB
+SILENCE = Prompt((), np.zeros(RATE_HZ // 10, np.float32), "silence")  # heard where there is nothing to hear
+
+
+@dataclass
+class Family:
+    """A loaded student. Its model is trained in place."""
+
+    MODEL: ClassVar[type[PreTrainedModel]]
+    EXTRACTOR: ClassVar[Any] = WhisperFeatureExtractor
+    AUDIO: ClassVar[str]  # the token that stands for one audio embedding
+    END: ClassVar[str] = "<|im_end|>"  # the token that ends a reply
+    TOWER: ClassVar[str] = "model.audio_tower"  # modules of MODEL
+    PROJECTOR: ClassVar[str] = "model.multi_modal_projector"
+    DECODER: ClassVar[str] = "model.language_model"
+    PUBLISHED: ClassVar[Mapping[str, str]] = {  # beginnings of the model's own names, and of published ones
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+        "model.audio_tower.": "audio_tower.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+    }
+    FIXED: ClassVar[tuple[str, ...]] = ("embed_positions",)  # parts of the encoder that never learn
+    frame_s: ClassVar[float] = 0.04
+    piece_s: ClassVar[float | None] = None  # longer audio is put to the processor in pieces; None: as a whole
+    framewise: ClassVar[bool] = True  # the projector reads each frame on its own
+
+    model: Any
+    folder: Path
+    tokenizer: Any
+    extractor: Any
+    settings: Mapping[str, Any]  # of the family's processor
+    lora: Mapping[str, Any] | None = None
+    always_encode: bool = False  # set by a learner whose ranks meet in the tower or the projector: see `embed`
+    windows_at_once: int = 16  # bounds the memory of the encoder
+    _frames: dict[str, Tensor] = field(default_factory=dict)  # encoder outputs by audio_key
+
+    @classmethod
+    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Self:
+        """Raises UserError where the tokenizer has not the family's tokens, or the weights are not whole."""
+        tokenizer = cls.read_tokenizer(folder)
+        vocabulary = tokenizer.get_vocab()
+        for token, what in ((cls.AUDIO, "stands for audio"), (cls.END, "ends a reply")):
+            if token not in vocabulary:
+                raise UserError(f"{folder}: its tokenizer has no token {token}, which {what} in {cls.family()}")
+        extractor = cls.EXTRACTOR.from_pretrained(folder)
+        model = read_model(cls.MODEL, folder, dtype, weights=weights)
+        if model.config.audio_token_id != vocabulary[cls.AUDIO]:
+            raise UserError(
+                f"{folder}: its config.json has {model.config.audio_token_id} for audio, "
+                f"its tokenizer {vocabulary[cls.AUDIO]} ({cls.AUDIO}); the two are not of one model"
+            )
+        return cls(model.eval().requires_grad_(False), folder, tokenizer, extractor, cls.read_settings(folder))
+
+    @classmethod
+    def family(cls) -> str:
+        """Of a file's name."""
+        return cls.__module__.split(".")[-1]
+
+    @classmethod
+    def read_tokenizer(cls, folder: Path) -> Any:
+        return AutoTokenizer.from_pretrained(folder)
+
+    @classmethod
+    def read_settings(cls, folder: Path) -> Mapping[str, Any]:
+        """Of the family's processor, with its chat template."""
+        return ProcessorMixin.get_processor_dict(folder)[0]
+
+    @property
+    def placeholder_id(self) -> int:
+        return self.model.config.audio_token_id
+
+    @property
+    def end_token_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids(self.END)
+
+    @property
+    def tower(self) -> nn.Module:
+        return self.model.get_submodule(self.TOWER)
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.model.get_submodule(self.PROJECTOR)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model: embeddings in, hidden states out."""
+        return self.model.get_submodule(self.DECODER)
+
+    def head(self) -> Tensor:
+        return self.model.lm_head.weight
+
+    # What a family says of its audio
+
+    @property
+    def longest_s(self) -> float | None:
+        """The longest audio that its processor takes, without cutting it off in silence."""
+        return None
+
+    def frames_of(self, samples: int) -> int:
+        """Placeholders of a piece of audio; 0 where it is too short to hear."""
+        raise NotImplementedError
+
+    def hear(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
+        """Encoder output [F, H] of each piece, F as `frames_of` says."""
+        raise NotImplementedError
+
+    def project(self, frames: Tensor) -> Tensor:
+        """Encoder frames [..., H] as the language model reads them [..., D]."""
+        return self.projector(frames)
+
+    def messages(self, sample: Sample, *, heard: bool) -> list[dict[str, Any]]:
+        """The chat that the family's template renders."""
+        audio = [{"type": "audio"}] if heard else []
+        return [{"role": "user", "content": [*audio, {"type": "text", "text": sample.instruction}]}]
+
+    # Prompts
+
+    def render(self, sample: Sample, audio: Waveform | None) -> Prompt:
+        """The sample as the family's chat format has it, placeholders expanded: the ids that its processor gives."""
+        for token in self.tokenizer.all_special_tokens:
+            if token in sample.instruction:
+                raise UserError(f"{sample.id}: the instruction holds {token}, which stands for something else")
+        if audio is None:
+            return Prompt(tuple(self.prompt_ids(sample, None)))
+        frames = self._frames_of_all(sample, audio)
+        ids = self.prompt_ids(sample, frames)
+        self._check_context(sample, audio, len(ids), frames)
+        return Prompt(tuple(ids), audio.samples, _key(sample))
+
+    def prompt_ids(self, sample: Sample, frames: int | None) -> list[int]:
+        """`frames` None: without audio. The placeholder is a special token: text on its sides never merges."""
+        text = self.tokenizer.apply_chat_template(
+            self.messages(sample, heard=frames is not None),
+            chat_template=self.settings.get("chat_template"),  # None: the tokenizer's own
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        parts = [self.tokenizer(part, add_special_tokens=False).input_ids for part in text.split(self.AUDIO, 1)]
+        return parts[0] if frames is None else [*parts[0], *[self.placeholder_id] * frames, *parts[1]]
+
+    def _frames_of_all(self, sample: Sample, audio: Waveform) -> int:
+        frames = sum(self.frames_of(len(piece)) for piece in self.pieces(audio.samples))
+        if frames < 1:
+            raise UserError(
+                f"{sample.id}: {audio.duration_s:.3f} s of audio is too short to hear; {self.frame_s} s is the least"
+            )
+        if self.longest_s is not None and audio.duration_s > self.longest_s:
+            raise UserError(f"{sample.id}: {audio.duration_s:.0f} s of audio; {self.longest_s:.0f} s fit")
+        return frames
+
+    def _check_context(self, sample: Sample, audio: Waveform, tokens: int, frames: int) -> None:
+        context = self.model.config.get_text_config().max_position_embeddings
+        if tokens > context:
+            fit_s = max(0, context - tokens + frames) * self.frame_s
+            raise UserError(
+                f"{sample.id}: {audio.duration_s:.0f} s of audio make a prompt of {tokens} tokens, and the model's "
+                f"context is {context}; {fit_s:.0f} s fit"
+            )
+
+    def pieces(self, wave: np.ndarray) -> list[np.ndarray]:
+        """The audio as the processor takes it, in order. A rest that is too short for a frame is left out."""
+        if self.piece_s is None:
+            return [wave]
+        size = round(self.piece_s * RATE_HZ)
+        cut = [wave[start : start + size] for start in range(0, len(wave), size)]
+        return [piece for piece in cut if self.frames_of(len(piece))] or cut[:1]
+
+    def vllm_input(self, prompt: Prompt) -> dict[str, Any]:
+        """One placeholder a piece of audio, which vLLM expands; it caches what it has heard under `audio_key`."""
+        if prompt.features is None:
+            return {"prompt_token_ids": list(prompt.token_ids)}
+        pieces = self.pieces(prompt.features)
+        first, count = prompt.token_ids.index(self.placeholder_id), prompt.token_ids.count(self.placeholder_id)
+        audio = [(piece, RATE_HZ) for piece in pieces]
+        keys = [f"{prompt.audio_key}#{number}" for number in range(len(pieces))]
+        one = len(pieces) == 1
+        return {
+            "prompt_token_ids": [*prompt.token_ids[: first + len(pieces)], *prompt.token_ids[first + count :]],
+            "multi_modal_data": {"audio": audio[0] if one else audio},
+            "multi_modal_uuids": {"audio": prompt.audio_key if one else keys},
+        }
+
+    def collate(self, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+        """Prompts with the audio of each row; `embed` encodes it."""
+        return tuple(prompts)
+
+    # From audio to embeddings
+
+    def embed(self, input_ids_BT: Tensor, features: Sequence[Prompt]) -> Tensor:
+        """Input embeddings [B, T, D]: the audio of row b at the placeholders of row b; rows without audio have none.
+
+        With `always_encode` a batch without audio sends silence through tower and projector and adds nothing of it:
+        ranks that gather parameters or sum gradients there would otherwise wait for one another for ever.
+        """
+        is_sound_BT = input_ids_BT == self.placeholder_id
+        embeddings = self.model.get_input_embeddings()(input_ids_BT.masked_fill(is_sound_BT, 0))
+        heard = [prompt for prompt in features if prompt.features is not None]
+        if not heard and not self.always_encode:
+            return embeddings
+        audio = self.project(torch.cat(self.encode(heard or [SILENCE]))).to(embeddings.dtype)
+        if not heard:
+            return embeddings + 0 * audio.sum()
+        return embeddings.masked_scatter(is_sound_BT[..., None].expand_as(embeddings), audio)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Encoder output [F, H] of each audio; remembered while the encoder is frozen, but not with `always_encode`."""
+        for part in (self.tower, self.projector):
+            part.eval()  # no dropout, and the norms' own means: as the sampler has it
+        if self.always_encode or any(value.requires_grad for value in self.tower.parameters()):
+            return self._encode([prompt.features for prompt in prompts])
+        missing = {p.audio_key: p.features for p in prompts if p.audio_key not in self._frames}
+        with torch.no_grad():
+            found = dict(zip(missing, self._encode(list(missing.values())), strict=True)) if missing else {}
+        found |= {p.audio_key: self._frames[p.audio_key] for p in prompts if p.audio_key in self._frames}
+        self._frames |= found
+        while sum(map(len, self._frames.values())) > CACHED_FRAMES and len(self._frames) > len(found):
+            self._frames.pop(next(iter(self._frames)))
+        return [found[prompt.audio_key] for prompt in prompts]
+
+    def _encode(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
+        pieces = [self.pieces(wave) for wave in waves]
+        heard = iter(self.hear([piece for cut in pieces for piece in cut]))
+        return [torch.cat([next(heard) for _ in cut]) for cut in pieces]
+
+    # What learns, and how it is saved
+
+    def prepare(
+        self,
+        stage: str,
+        lora: Mapping[str, Any] | None = None,
+        *,
+        train_encoder: bool = False,
+        train_projector: bool = True,
+    ) -> None:
+        """align: projector (and encoder where asked); later stages: projector and LoRA on the language model."""
+        self.model.requires_grad_(False)
+        if stage == "align":
+            for name, value in self.tower.named_parameters():
+                value.requires_grad_(train_encoder and not any(part in name for part in self.FIXED))
+        elif lora is None:
+            self.decoder.requires_grad_(True)
+            self.model.lm_head.requires_grad_(True)
+        else:
+            self._add_lora(lora)
+        for name, value in self.model.named_parameters():
+            if self.is_projector(name):
+                value.requires_grad_(train_projector)
+
+    def _add_lora(self, lora: Mapping[str, Any]) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        self.lora = lora
+        targets = rf"{self.DECODER}\..*\.({'|'.join(LINEAR_LAYERS)})"
+        settings = LoraConfig(
+            r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=targets
+        )
+        inject_adapter_in_model(settings, self.model)  # it freezes all but the adapter
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """The adapter is added to its matrices while the block runs, so that sampling costs what the base does."""
+        adapted = [module for module in self.model.modules() if hasattr(module, "get_delta_weight")]
+        kept = [module.base_layer.weight.data for module in adapted]
+        try:
+            for module, weight in zip(adapted, kept, strict=True):
+                module.base_layer.weight.data = weight + module.get_delta_weight("default").detach()
+                module.merged_adapters = ["default"]  # PEFT's mark: its forward then runs the base layer alone
+            yield
+        finally:
+            for module, weight in zip(adapted, kept, strict=True):
+                module.base_layer.weight.data = weight
+                module.merged_adapters = []
+
+    def is_projector(self, parameter: str) -> bool:
+        """Of the model's own name, or of the published one."""
+        own = f"{self.PROJECTOR}."
+        return parameter.startswith((own, self.published_name(own)))
+
+    def published_name(self, parameter: str) -> str:
+        for ours, theirs in self.PUBLISHED.items():
+            if parameter.startswith(ours):
+                return theirs + parameter.removeprefix(ours)
+        return parameter
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Merged weights under published names and processor into an existing folder; the adapter beside them."""
+        write_model(folder, self.folder, {self.published_name(name): value for name, value in weights.items()})
+        if self.lora:
+            (folder / "adapter").mkdir()
+            self.save_adapter(folder / "adapter")
+
+    def save_adapter(self, folder: Path) -> None:
+        """The adapter as PEFT loads it, into an existing folder."""
+        prefix = "base_model.model."
+        adapter = {
+            prefix + name.replace(".default.", "."): value.detach().contiguous()
+            for name, value in self.model.named_parameters()
+            if ".lora_" in name
+        }
+        save_file(adapter, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        self.model.peft_config["default"].save_pretrained(folder)
+
+
+def _key(sample: Sample) -> str:
+    audio = sample.audio
+    return f"{audio.path}:{audio.start_s}:{audio.end_s}" if audio else sample.id

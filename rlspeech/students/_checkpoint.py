@@ -1,0 +1,68 @@
+"""A family's folder: its model, whole or refused, and what a trained model is saved as.
+
+The processor's files are copied as they are, so that a family's processor need not be loadable where it is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlspeech.errors import UserError
+
+WEIGHTS = "model.safetensors"
+SHOWN = 12  # names of tensors in one line
+COPIED = {".json", ".jinja", ".txt", ".model"}
+OWN = ("adapter_config.json", "sha256.json", "params.json")  # speak of the weights that lie beside them
+
+
+def read_model(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype, *, weights: bool) -> Any:
+    """The model of a folder; without weights, on the meta device.
+
+    Raises UserError that lists the tensors which the folder lacks, has too many of, or has in another shape.
+    """
+    if not weights:
+        with torch.device("meta"):
+            return kind(kind.config_class.from_pretrained(folder)).to(dtype)
+    model, found = kind.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
+    )
+    wrong = {
+        "missing": found["missing_keys"],
+        "unexpected": found["unexpected_keys"],
+        "of another shape": [name for name, *_ in found["mismatched_keys"]],
+    }
+    told = [f"{what}: {_names(sorted(names))}" for what, names in wrong.items() if names]
+    if told:
+        raise UserError(f"{folder}: not the weights of a whole {kind.__name__}; tensors {'; '.join(told)}")
+    return model
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} ({', '.join(names[:SHOWN])}{more})"
+
+
+def write_model(folder: Path, source: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Weights under published names into an existing folder, with the files beside the weights of `source`."""
+    for file in sorted(source.iterdir()):
+        if file.suffix in COPIED and not file.name.endswith(".index.json") and file.name not in OWN:
+            shutil.copyfile(file, folder / file.name)
+    set_in_config(folder, dtype=str(next(iter(tensors.values())).dtype).removeprefix("torch."))
+    whole = {name: value.detach().contiguous() for name, value in tensors.items()}
+    save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def set_in_config(folder: Path, **settings: Any) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)  # the older name of dtype
+    file.write_text(json.dumps(config | settings, indent=2), encoding="utf-8")

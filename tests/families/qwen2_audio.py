@@ -1,0 +1,48 @@
+"""A small Qwen2-Audio, and what its own processor makes of a question about an audio."""
+
+from pathlib import Path
+from typing import Any
+
+import families.common as common
+import numpy as np
+from transformers import (
+    AutoProcessor,
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    WhisperFeatureExtractor,
+)
+
+MODEL = Qwen2AudioForConditionalGeneration
+STOPS_S = None  # the processor cuts audio off at 30 s; here it is heard in pieces
+PIECE = 30 * common.RATE_HZ
+AUDIO = "<|AUDIO|>"
+
+
+def write(folder: Path, *, head_dim: int = 8, context: int = 2048) -> Path:
+    tokenizer = common.smollm2(AUDIO, "<|audio_bos|>", "<|audio_eos|>")
+    processor = Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer)  # its template is the default
+    config = Qwen2AudioConfig(
+        audio_config={
+            "d_model": 32,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "num_mel_bins": 16,
+        },
+        text_config=common.text(tokenizer, head_dim=head_dim, context=context),
+        audio_token_index=tokenizer.convert_tokens_to_ids(AUDIO),
+        tie_word_embeddings=False,
+    )
+    return common.write("qwen2_audio", folder, MODEL(config), processor)
+
+
+def inputs(folder: Path, wave: np.ndarray | None, question: str) -> Any:
+    processor = AutoProcessor.from_pretrained(folder)
+    pieces = [] if wave is None else [wave[start : start + PIECE] for start in range(0, len(wave), PIECE)]
+    pieces = [piece for piece in pieces if len(piece) > 320] or pieces[:1]  # 20 ms are too short for it
+    content = [{"type": "text", "text": question}]
+    content = [{"type": "audio"}, *content] if pieces else content
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    text = text.replace(AUDIO, AUDIO * len(pieces))
+    return processor(text=[text], audio=pieces or None, return_tensors="pt")

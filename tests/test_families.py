@@ -1,0 +1,390 @@
+"""What every student family promises, on a small random-weight model of its true architecture.
+
+Families are the files of rlspeech/students/; `tests/families/NAME.py` builds the small model of one, and says what the
+family's own processor makes of a question. The witness is transformers alone.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlspeech.config import OptimConfig, VllmConfig
+from rlspeech.engines.batches import make_batches, reference_rollouts
+from rlspeech.engines.learner_torch import TorchLearner
+from rlspeech.engines.loading import StudentPlace
+from rlspeech.engines.measure import policy_of
+from rlspeech.engines.merging import merged_weights
+from rlspeech.engines.rollout_vllm import VllmRollouts
+from rlspeech.engines.vllm_engine import Layout, start
+from rlspeech.errors import UserError
+from rlspeech.losses.cross_entropy import Loss
+from rlspeech.plugins import shipped_names
+from rlspeech.protocols import Sampling
+from rlspeech.stages.parity import compare
+from rlspeech.types import Prompt, Sample, Waveform
+
+RATE_HZ = 16_000
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
+QUESTION = "Who is speaking, and of what?"
+LONG = 131_072  # tokens of a context that holds half an hour
+SECONDS = (0.1, 0.5, 3.57, 29.99, 30.0, 30.01, 61.3, 301.7, 1800.0)
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", params=shipped_names("students"))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def built(family: str) -> Any:
+    """The module that builds the family's small model."""
+    return import_module(f"families.{family}")
+
+
+@pytest.fixture(scope="session")
+def folders(built: Any, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    made: dict[Any, Path] = {}
+
+    def folder(**settings: int) -> Path:
+        key = tuple(settings.items())
+        if key not in made:
+            made[key] = built.write(tmp_path_factory.mktemp("families") / "model", **settings)
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture
+def student(folders: Folder) -> Any:
+    return StudentPlace.of(str(folders())).load()
+
+
+@pytest.fixture(scope="session")
+def long_student(folders: Folder) -> Any:
+    """Without a limit but the processor's. Nothing in it is changed."""
+    return StudentPlace.of(str(folders(context=LONG))).load()
+
+
+def noise(seconds: float, seed: int = 0) -> Waveform:
+    samples = np.random.default_rng(seed).normal(scale=0.1, size=round(seconds * RATE_HZ))
+    return Waveform(samples.astype(np.float32), RATE_HZ)
+
+
+def prompt(student: Any, seconds: float | None, name: str = "a", question: str = QUESTION) -> Prompt:
+    wave = None if seconds is None else noise(seconds, seed=len(name))
+    made = student.render(Sample(name, question), wave)
+    return made if wave is None else replace(made, audio_key=f"{name}/{seconds}")
+
+
+@torch.no_grad()
+def logits(student: Any, heard: Prompt) -> torch.Tensor:
+    """[T, V]"""
+    ids = torch.tensor([heard.token_ids])
+    embedded = student.embed(ids, student.collate([heard]))
+    return (student.decoder(inputs_embeds=embedded).last_hidden_state @ student.head().T)[0]
+
+
+@torch.no_grad()
+def witness(built: Any, folder: Path, seconds: float | None, name: str = "a") -> torch.Tensor:
+    """[T, V] of transformers alone."""
+    wave = None if seconds is None else noise(seconds, seed=len(name)).samples
+    model = built.MODEL.from_pretrained(folder, dtype=torch.float32).eval()
+    out = model(**built.inputs(folder, wave, QUESTION)).logits[0]
+    return out / getattr(built, "LOGITS_SCALING", 1.0)
+
+
+def learners_batches(student: Any) -> list[Any]:
+    """Audio of two lengths and a text, in one micro-batch of three rows, and in one of one."""
+    samples = [Sample(f"{i}", f"{QUESTION} {i}", reference=f"Answer {i}, and more of it.") for i in range(4)]
+    prompts = [prompt(student, s, f"{i}", samples[i].instruction) for i, s in enumerate((0.7, None, 1.9, 1.2))]
+    return make_batches(student, reference_rollouts(student, samples, prompts), micro_batch=3)
+
+
+def adapted(student: Any) -> Any:
+    """With an adapter that has an effect: LoRA's B starts at zero."""
+    student.prepare("sft", LORA)
+    torch.manual_seed(1)
+    for name, value in student.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.2)
+    return student
+
+
+@pytest.mark.parametrize("seconds", [None, *SECONDS])
+def test_prompt_ids_are_those_of_the_processor(built: Any, long_student: Any, seconds: float | None) -> None:
+    if seconds and built.STOPS_S and seconds > built.STOPS_S:
+        with pytest.raises(UserError, match=f"{seconds:.0f} s of audio; {built.STOPS_S} s fit"):
+            prompt(long_student, seconds)
+        return
+    wave = None if seconds is None else noise(seconds, seed=1).samples
+    theirs = built.inputs(long_student.folder, wave, QUESTION)["input_ids"][0].tolist()
+    assert list(prompt(long_student, seconds).token_ids) == theirs
+
+
+@pytest.mark.parametrize("seconds", SECONDS)
+def test_there_are_as_many_placeholders_as_encoder_outputs(built: Any, long_student: Any, seconds: float) -> None:
+    if built.STOPS_S and seconds > built.STOPS_S:
+        pytest.skip("refused")
+    heard = prompt(long_student, seconds)
+    count = heard.token_ids.count(long_student.placeholder_id)
+    (frames,) = long_student.encode([heard])
+    assert len(frames) == len(long_student.project(frames)) == count > 0
+    long_student._frames.clear()
+
+
+def test_audio_longer_than_the_context_says_how_many_seconds_fit(student: Any) -> None:
+    with pytest.raises(UserError, match=r"context is 2048; \d+ s fit") as caught:
+        prompt(student, 400.0)
+    fit = int(str(caught.value).split(";")[1].split()[0])
+    assert prompt(student, fit - 30.0).features is not None
+    assert "\n" not in str(caught.value)
+
+
+def test_no_audio_at_all_is_too_short_to_hear(student: Any) -> None:
+    with pytest.raises(UserError, match=r"a: 0\.000 s of audio is too short to hear"):
+        prompt(student, 0.0)
+
+
+def test_the_audio_has_a_say_in_what_comes_after_it(student: Any) -> None:
+    hiss = prompt(student, 1.3)
+    tone = np.sin(np.arange(len(hiss.features)) / 3).astype(np.float32)
+    one, other = (logits(student, heard)[-1] for heard in (hiss, replace(hiss, features=tone, audio_key="tone")))
+    assert (one.log_softmax(-1) - other.log_softmax(-1)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("seconds", [None, 0.1, 3.57, 31.2])
+def test_logits_are_those_of_transformers(built: Any, student: Any, seconds: float | None) -> None:
+    theirs = witness(built, student.folder, seconds)
+    assert torch.allclose(logits(student, prompt(student, seconds)), theirs, atol=1e-3)
+
+
+def test_windows_encoded_at_once_or_one_by_one_give_the_same_frames(student: Any) -> None:
+    heard = [prompt(student, seconds, f"{seconds}") for seconds in (0.8, 62.0, 3.1)]
+    together = student.encode(heard)
+    student._frames.clear()
+    student.windows_at_once = 1
+    for ours, theirs in zip(student.encode(heard), together, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_rows_with_and_without_audio_embed_as_each_does_alone(student: Any) -> None:
+    heard, asked = prompt(student, 1.0), prompt(student, None, "b")
+    ids = torch.full((2, len(heard.token_ids)), student.end_token_id)
+    ids[0, : len(asked.token_ids)] = torch.tensor(asked.token_ids)
+    ids[1] = torch.tensor(heard.token_ids)
+    with torch.no_grad():
+        together = student.embed(ids, student.collate([asked, heard]))
+        assert torch.allclose(together[1:], student.embed(ids[1:], student.collate([heard])), atol=1e-5)
+        assert torch.equal(together[:1], student.embed(ids[:1], student.collate([asked])))
+
+
+def test_a_batch_without_audio_still_reaches_what_learns_there_where_ranks_meet(student: Any) -> None:
+    student.prepare("align", train_encoder=True)
+    asked = prompt(student, None)
+    ids = torch.tensor([asked.token_ids])
+    plain = student.embed(ids, student.collate([asked]))
+    student.always_encode = True
+    reached = student.embed(ids, student.collate([asked]))
+    assert torch.equal(reached, plain)
+    reached.sum().backward()
+    learns = {name: value for name, value in student.model.named_parameters() if value.requires_grad}
+    assert learns
+    assert [name for name, value in learns.items() if value.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "lora", "encoder", "learns"),
+    [
+        ("align", None, False, {"projector"}),
+        ("align", None, True, {"projector", "tower"}),
+        ("sft", LORA, False, {"projector", "adapter"}),
+        ("distill", LORA, False, {"projector", "adapter"}),
+        ("sft", None, False, {"projector", "decoder"}),
+    ],
+)
+def test_each_stage_trains_its_parameters_and_no_others(student: Any, stage, lora, encoder, learns) -> None:
+    """After two steps what learns has changed and the rest has not; frozen parameters have no gradient."""
+    student.prepare(stage, lora, train_encoder=encoder)
+    batches = learners_batches(student)
+    for batch in batches:
+        Loss()(policy_of(student, batch, 1.0), batch)[0].sum().backward()
+    parameters = dict(student.model.named_parameters())
+    part_of = {name: part(student, name) for name in parameters}
+    expected = {name for name in parameters if part_of[name] in learns and not fixed(student, name)}
+    assert expected == {name for name, value in parameters.items() if value.grad is not None}
+    assert {part_of[name] for name in expected} == learns
+    student.model.zero_grad(set_to_none=True)
+    before = {name: value.detach().clone() for name, value in parameters.items()}
+    learner = TorchLearner.of(student, OptimConfig(steps=10, lr=1e-3))
+    learner.step(batches, Loss())
+    learner.step(batches, Loss())
+    assert {name for name, value in parameters.items() if not torch.equal(value, before[name])} == expected
+
+
+def part(student: Any, parameter: str) -> str:
+    if ".lora_" in parameter:
+        return "adapter"
+    if student.is_projector(parameter):
+        return "projector"
+    if parameter.startswith((f"{student.DECODER}.", "lm_head.")):
+        return "decoder"
+    return "tower" if parameter.startswith(f"{student.TOWER}.") else "rest"
+
+
+def fixed(student: Any, parameter: str) -> bool:
+    return any(name in parameter for name in student.FIXED)
+
+
+def test_a_saved_folder_loads_in_transformers_with_the_same_logits(built: Any, student: Any, tmp_path: Path) -> None:
+    plain = logits(student, prompt(student, 1.3))
+    own = logits(adapted(student), prompt(student, 1.3))
+    assert not torch.allclose(own, plain, atol=0.1)
+    student.save(tmp_path, dict(merged_weights(student)))
+    assert torch.allclose(witness(built, tmp_path, 1.3), own, atol=1e-3)
+    again = StudentPlace.of(str(tmp_path)).load()
+    assert prompt(again, 1.3).token_ids == prompt(student, 1.3).token_ids
+    assert torch.allclose(logits(again, prompt(again, 1.3)), own, atol=1e-3)
+
+
+def test_what_is_saved_untrained_is_what_was_loaded(student: Any, tmp_path: Path) -> None:
+    student.save(tmp_path, dict(merged_weights(student)))
+    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(student.folder / "model.safetensors")
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert {f.name for f in tmp_path.iterdir()} == {f.name for f in student.folder.iterdir()}
+
+
+def test_the_adapter_beside_the_weights_is_one_that_peft_loads(student: Any, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    fresh = StudentPlace.of(str(student.folder)).load()
+    own = logits(adapted(student), prompt(student, 1.0))
+    student.save(tmp_path, dict(merged_weights(student)))
+    peft = PeftModel.from_pretrained(fresh.model, tmp_path / "adapter").merge_and_unload()
+    assert torch.allclose(logits(replace(fresh, model=peft.eval()), prompt(student, 1.0)), own, atol=1e-3)
+
+
+def test_without_weights_a_student_renders_and_holds_no_memory(student: Any) -> None:
+    light = StudentPlace.of(str(student.folder)).load(weights=False)
+    assert all(value.is_meta for value in light.model.parameters())
+    assert prompt(light, 1.0).token_ids == prompt(student, 1.0).token_ids
+    assert list(light.model.state_dict()) == list(student.model.state_dict())
+
+
+def test_an_instruction_with_a_special_token_is_refused(student: Any) -> None:
+    token = next(token for token in student.tokenizer.all_special_tokens if len(token) > 3)
+    with pytest.raises(UserError, match="stands for something else"):
+        prompt(student, None, question=f"What is {token}?")
+
+
+def test_missing_and_unexpected_tensors_are_listed(folders: Folder, tmp_path: Path) -> None:
+    folder = shutil.copytree(folders(), tmp_path / "damaged")
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))
+    cut = next(name for name in tensors if name.endswith("layers.0.mlp.down_proj.weight"))
+    tensors["stray.weight"] = tensors.pop(lost)
+    tensors[cut] = tensors[cut][:, 1:].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError) as caught:
+        StudentPlace.of(str(folder)).load()
+    line = str(caught.value)
+    assert "missing: 1 (" in line
+    assert lost.split(".layers.")[1] in line
+    assert "unexpected: 1 (stray.weight)" in line
+    assert "of another shape: 1 (" in line
+    assert "\n" not in line
+
+
+def test_a_tokenizer_without_the_audio_token_says_so(family: str, folders: Folder, tmp_path: Path) -> None:
+    folder = shutil.copytree(folders(), tmp_path / "deaf")
+    token = StudentPlace.of(str(folder)).load(weights=False).AUDIO
+    for file in [*folder.glob("token*.json"), *folder.glob("special*.json"), *folder.glob("tekken.json")]:
+        file.write_text(file.read_text().replace(json.dumps(token)[1:-1], "<other>"))
+    with pytest.raises(UserError, match="has no token .*, which stands for audio in " + family):
+        StudentPlace.of(str(folder)).load(weights=False)
+
+
+def test_another_models_tokenizer_is_seen(folders: Folder, tmp_path: Path) -> None:
+    folder = shutil.copytree(folders(), tmp_path / "mixed")
+    file = folder / "config.json"
+    student = StudentPlace.of(str(folder)).load(weights=False)
+    file.write_text(file.read_text().replace(f": {student.placeholder_id}", ": 7"))
+    with pytest.raises(UserError, match="the two are not of one model"):
+        StudentPlace.of(str(folder)).load(weights=False)
+
+
+@pytest.fixture(scope="module")
+def engine(built: Any, tmp_path_factory: pytest.TempPathFactory) -> VllmRollouts:
+    """The one engine of a family, on an export that an adapter was merged into."""
+    folder = tmp_path_factory.mktemp("families")
+    student = adapted(StudentPlace.of(str(built.write(folder / "published", head_dim=32, context=2048))).load())
+    (folder / "exported").mkdir()
+    student.save(folder / "exported", dict(merged_weights(student)))
+    settings = VllmConfig(max_model_len=1024, max_num_seqs=8, kv_cache_gib=0.25)
+    light = StudentPlace.of(str(folder / "exported")).load(weights=False)
+    return VllmRollouts(start(folder / "exported", settings, Layout(threads=2)), light, settings)
+
+
+@pytest.fixture
+def rollouts(engine: VllmRollouts) -> Iterator[VllmRollouts]:
+    """Afterwards it has the weights of the folder again."""
+    yield engine
+    engine.begin_update()
+    engine.update(engine.student.folder / "model.safetensors")
+    engine.end_update(0)
+
+
+def asked(student: Any) -> tuple[list[Sample], list[Prompt]]:
+    lengths = (0.4, 31.2, None, 1.3, 7.9)
+    samples = [Sample(f"{i}", f"{QUESTION} {i}", reference=f"Answer {i}.") for i in range(len(lengths))]
+    return samples, [prompt(student, s, f"{i}", samples[i].instruction) for i, s in enumerate(lengths)]
+
+
+@pytest.mark.slow
+def test_vllm_reads_and_writes_what_transformers_does(rollouts: VllmRollouts) -> None:
+    """Audio of four lengths and a text at once, from an export."""
+    student = StudentPlace.of(str(rollouts.student.folder)).load()
+    found = compare(student, rollouts, *asked(student), max_tokens=6, gate_nats=1e-3)
+    print(found)
+    assert found.differs is None, found
+    assert found.equal_replies == found.prompts == 5
+    assert found.largest_gap_nats < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "lora", "encoder"),
+    [("distill", LORA, False), ("sft", None, False), ("align", None, True)],
+    ids=["adapter", "whole", "encoder"],
+)
+def test_weights_trained_here_reach_the_sampler(rollouts: VllmRollouts, stage, lora, encoder) -> None:
+    """The audio was heard before: what the old weights made of it is in every cache."""
+    student = StudentPlace.of(str(rollouts.student.folder)).load()
+    student.prepare(stage, lora, train_encoder=encoder)
+    learner = TorchLearner.of(student, OptimConfig(steps=10, lr=2e-2))
+    batches = make_batches(student, reference_rollouts(student, *asked(student)), micro_batch=4)
+    learner.step(batches, Loss())
+    learner.step(batches, Loss())
+    assert gap(rollouts, learner) > 0.1
+    rollouts.load_weights(learner, version=2)
+    assert gap(rollouts, learner) < 1e-3
+
+
+def gap(rollouts: VllmRollouts, learner: TorchLearner) -> float:
+    """Largest difference between sampler and learner on fresh replies [nats]."""
+    replies = rollouts.generate(*asked(learner.student), Sampling(max_tokens=6, temperature=1.0, n=2, seed=3))
+    batches = make_batches(learner.student, replies, micro_batch=4)
+    found = learner.evaluate(batches, Loss()).metrics["kl/sampler_learner_max_nats"]
+    print(found)
+    return found
