@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rlspeech.config import VllmConfig
-from rlspeech.engines import vllm_shared_memory
+from rlspeech.engines import vllm_phi4mm, vllm_shared_memory
 from rlspeech.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def start(folder: Path, settings: VllmConfig, layout: Layout) -> LLM:
         from vllm import LLM
 
         vllm_shared_memory.register()
+        vllm_phi4mm.register()
         _last_one_out()
         try:
             llm = LLM(str(folder), **_arguments(settings, layout))
