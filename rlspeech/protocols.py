@@ -65,6 +65,10 @@ class Student(Protocol):
         """The sample as the family's chat format has it. Raises UserError where the audio cannot be heard."""
         ...
 
+    def first_position(self, prompt: Prompt) -> int:
+        """The position id of its first token; a family may tell by it how the prompt and its reply are to be read."""
+        ...
+
     def vllm_input(self, prompt: Prompt) -> dict[str, Any]:
         """The prompt as vLLM takes it: it expands the placeholder of each audio itself."""
         ...

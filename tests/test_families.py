@@ -238,7 +238,7 @@ def part(student: Any, parameter: str) -> str:
         return "adapter"
     if student.is_projector(parameter):
         return "projector"
-    if parameter.startswith((f"{student.DECODER}.", "lm_head.")):
+    if student.is_decoder(parameter):
         return "decoder"
     return "tower" if parameter.startswith(f"{student.TOWER}.") else "rest"
 

@@ -60,6 +60,7 @@ def make_batches(
         packed = pack([members[row] for row in chosen], pad_id=student.end_token_id)
         order = [index for row in chosen for index in rows[row]]
         replies = [rollouts[index].completion for index in order]
+        first = torch.tensor([student.first_position(rollouts[rows[row][0]].prompt) for row in chosen])
         found = _teacher([scored[index] for index in order], replies) if scored else {}
         weights = found.pop("weights", torch.ones(len(packed.targets)))
         if shares is not None:
@@ -67,7 +68,7 @@ def make_batches(
         batches.append(
             TokenBatch(
                 input_ids=packed.input_ids,
-                position_ids=packed.position_ids,
+                position_ids=packed.position_ids + first[:, None],
                 branch=packed.branch,
                 features=student.collate([rollouts[rows[row][0]].prompt for row in chosen]),
                 at=packed.at,

@@ -47,18 +47,20 @@ def generate(
     end_ids: Sequence[int],
     pad_id: int,
     never: Sequence[int] = (),
+    first: Sequence[int] = (),
 ) -> list[list[Written]]:
     """Replies to the prompts of each group, group by group. The prompts of one group share a beginning.
 
     Tokens in `never` are not written: a placeholder of audio in a reply would claim audio that is not there.
     `embed(ids [G, P], group indices)` gives the input embeddings of the shared parts (with audio in its place);
-    None where token ids alone are read.
+    None where token ids alone are read. `first`: the position of each group's first token; all 0 where none are given.
     """
     lengths = [shared_prefix(group) for group in groups]
     prefix_ids, prefix_mask = _left_padded(
         [group[0][:length] for group, length in zip(groups, lengths, strict=True)], pad_id
     )
-    cache = _read(model, prefix_ids, prefix_mask, embed, range(len(groups)))
+    starts = torch.tensor([*first] or [0] * len(groups))[:, None]
+    cache = _read(model, prefix_ids, prefix_mask, embed, starts)
     owner = torch.tensor([index for index, group in enumerate(groups) for _ in group])
     rest = [prompt[length:] for group, length in zip(groups, lengths, strict=True) for prompt in group]
     rest_ids, rest_mask = _left_padded(rest, pad_id)
@@ -68,6 +70,7 @@ def generate(
         torch.cat([prefix_ids[owner], rest_ids], dim=1),
         torch.cat([prefix_mask[owner], rest_mask], dim=1),
         cache,
+        starts=starts[owner],
         sampling=sampling,
         end_ids=end_ids,
         pad_id=pad_id,
@@ -84,13 +87,18 @@ def _left_padded(rows: Sequence[TokenIds], pad_id: int) -> tuple[Tensor, Tensor]
     return ids, mask
 
 
-def _read(model: PreTrainedModel, ids: Tensor, mask: Tensor, embed: Any, groups: Sequence[int]) -> DynamicCache:
+def _read(model: PreTrainedModel, ids: Tensor, mask: Tensor, embed: Any, starts: Tensor) -> DynamicCache:
     cache = DynamicCache(config=model.config.get_text_config())
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    inputs = {"input_ids": ids} if embed is None else {"inputs_embeds": embed(ids, groups)}
+    inputs = {"input_ids": ids} if embed is None else {"inputs_embeds": embed(ids, range(len(ids)))}
     decoder = model.get_decoder()
-    decoder(**inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    decoder(
+        **inputs, attention_mask=mask, position_ids=_positions(mask, starts), past_key_values=cache, use_cache=True
+    )
     return cache
+
+
+def _positions(mask: Tensor, starts: Tensor) -> Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0) + starts
 
 
 def _continue(
@@ -99,6 +107,7 @@ def _continue(
     mask: Tensor,
     cache: DynamicCache,
     *,
+    starts: Tensor,
     sampling: Sampling,
     end_ids: Sequence[int],
     pad_id: int,
@@ -119,7 +128,10 @@ def _continue(
     )
     with _own_settings(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(sampling.seed)
-        out = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=settings)
+        placed = {"position_ids": _positions(mask, starts)} if starts.any() else {}
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=settings, **placed
+        )
     new_BT = out.sequences[:, ids.shape[1] :]
     logprobs_BT = torch.stack([_logprob(score, new_BT[:, step]) for step, score in enumerate(out.scores)], dim=1)
     return [_cut(row, values, set(end_ids)) for row, values in zip(new_BT.tolist(), logprobs_BT.tolist(), strict=True)]

@@ -54,6 +54,7 @@ class TransformersRollouts:
                 end_ids=[self.student.end_token_id],
                 pad_id=self.student.end_token_id,
                 never=[self.student.placeholder_id],
+                first=[self.student.first_position(prompts[group[0]]) for group in groups],
             )
         n = sampling.n
         return {

@@ -45,6 +45,9 @@ class TextStudent:
     def embed(self, input_ids_BT: Tensor, features: None) -> Tensor:
         return self.model.get_input_embeddings()(input_ids_BT)
 
+    def first_position(self, prompt: Prompt) -> int:
+        return 0
+
     @contextmanager
     def merged(self) -> Iterator[None]:
         yield

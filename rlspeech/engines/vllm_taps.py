@@ -59,7 +59,8 @@ def in_student(student: Student, prompt: Prompt) -> Taps:
             met[PROJECTED] = student.project(met[ENCODED])
         ids = torch.tensor([prompt.token_ids], device=student.head().device)
         embedded = student.embed(ids, student.collate([prompt]))
-        hidden = student.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        positions = torch.arange(ids.shape[1], device=ids.device)[None] + student.first_position(prompt)
+        hidden = student.decoder(inputs_embeds=embedded, position_ids=positions, use_cache=False).last_hidden_state
         met[LOGITS] = logits(hidden[0, -1:], student.head())
     return _in_form(met, prompt, student)
 

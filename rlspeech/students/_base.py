@@ -24,7 +24,7 @@ from rlspeech.students._checkpoint import read_model, write_model
 from rlspeech.types import Prompt, Sample, Waveform
 
 RATE_HZ = 16_000
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR_LAYERS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 CACHED_FRAMES = 400_000  # encoder outputs kept while the encoder is frozen: of 384 floats each, 600 MB
 SILENCE = Prompt((), np.zeros(RATE_HZ // 10, np.float32), "silence")  # heard where there is nothing to hear
 
@@ -70,9 +70,10 @@ class Family:
                 raise UserError(f"{folder}: its tokenizer has no token {token}, which {what} in {cls.family()}")
         extractor = cls.EXTRACTOR.from_pretrained(folder)
         model = read_model(cls.MODEL, folder, dtype, weights=weights)
-        if model.config.audio_token_id != vocabulary[cls.AUDIO]:
+        audio_id = cls.audio_id(model.config)
+        if audio_id != vocabulary[cls.AUDIO]:
             raise UserError(
-                f"{folder}: its config.json has {model.config.audio_token_id} for audio, "
+                f"{folder}: its config.json has {audio_id} for audio, "
                 f"its tokenizer {vocabulary[cls.AUDIO]} ({cls.AUDIO}); the two are not of one model"
             )
         return cls(model.eval().requires_grad_(False), folder, tokenizer, extractor, cls.read_settings(folder))
@@ -91,9 +92,13 @@ class Family:
         """Of the family's processor, with its chat template."""
         return ProcessorMixin.get_processor_dict(folder)[0]
 
+    @classmethod
+    def audio_id(cls, config: Any) -> int:
+        return config.audio_token_id
+
     @property
     def placeholder_id(self) -> int:
-        return self.model.config.audio_token_id
+        return self.audio_id(self.model.config)
 
     @property
     def end_token_id(self) -> int:
@@ -148,7 +153,7 @@ class Family:
 
     def render(self, sample: Sample, audio: Waveform | None) -> Prompt:
         """The sample as the family's chat format has it, placeholders expanded: the ids that its processor gives."""
-        for token in self.tokenizer.all_special_tokens:
+        for token in self.special_tokens():
             if token in sample.instruction:
                 raise UserError(f"{sample.id}: the instruction holds {token}, which stands for something else")
         if audio is None:
@@ -158,16 +163,23 @@ class Family:
         self._check_context(sample, audio, len(ids), frames)
         return Prompt(tuple(ids), audio.samples, _key(sample))
 
+    def special_tokens(self) -> Sequence[str]:
+        """Texts that the tokenizer does not read as text."""
+        return self.tokenizer.all_special_tokens
+
     def prompt_ids(self, sample: Sample, frames: int | None) -> list[int]:
-        """`frames` None: without audio. The placeholder is a special token: text on its sides never merges."""
+        """`frames` None: without audio."""
         text = self.tokenizer.apply_chat_template(
             self.messages(sample, heard=frames is not None),
             chat_template=self.settings.get("chat_template"),  # None: the tokenizer's own
             tokenize=False,
             add_generation_prompt=True,
         )
-        parts = [self.tokenizer(part, add_special_tokens=False).input_ids for part in text.split(self.AUDIO, 1)]
-        return parts[0] if frames is None else [*parts[0], *[self.placeholder_id] * frames, *parts[1]]
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if frames is None:
+            return ids
+        at = ids.index(self.placeholder_id)
+        return [*ids[:at], *[self.placeholder_id] * frames, *ids[at + 1 :]]
 
     def _frames_of_all(self, sample: Sample, audio: Waveform) -> int:
         frames = sum(self.frames_of(len(piece)) for piece in self.pieces(audio.samples))
@@ -194,6 +206,9 @@ class Family:
             return [wave]
         cut = [wave[start : start + self.piece] for start in range(0, len(wave), self.piece)]
         return [piece for piece in cut if self.frames_of(len(piece))] or cut[:1]
+
+    def first_position(self, prompt: Prompt) -> int:
+        return 0
 
     def vllm_input(self, prompt: Prompt) -> dict[str, Any]:
         """One placeholder a piece of audio, which vLLM expands; it caches what it has heard under `audio_key`."""
@@ -272,8 +287,8 @@ class Family:
             for name, value in self.tower.named_parameters():
                 value.requires_grad_(train_encoder and not any(part in name for part in self.FIXED))
         elif lora is None:
-            self.decoder.requires_grad_(True)
-            self.model.lm_head.requires_grad_(True)
+            for name, value in self.model.named_parameters():
+                value.requires_grad_(self.is_decoder(name))
         else:
             self._add_lora(lora)
         for name, value in self.model.named_parameters():
@@ -284,9 +299,8 @@ class Family:
         from peft import LoraConfig, inject_adapter_in_model
 
         self.lora = lora
-        targets = rf"{self.DECODER}\..*\.({'|'.join(LINEAR_LAYERS)})"
         settings = LoraConfig(
-            r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=targets
+            r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=self.adapted
         )
         inject_adapter_in_model(settings, self.model)  # it freezes all but the adapter
 
@@ -304,6 +318,15 @@ class Family:
             for module, weight in zip(adapted, kept, strict=True):
                 module.base_layer.weight.data = weight
                 module.merged_adapters = []
+
+    @property
+    def adapted(self) -> str:
+        """Pattern of the modules that LoRA is put on."""
+        return rf"{self.DECODER}\..*\.({LINEAR_LAYERS})"
+
+    def is_decoder(self, parameter: str) -> bool:
+        """Of the language model, its embedding and its output projection."""
+        return parameter.startswith((f"{self.DECODER}.", "lm_head."))
 
     def is_projector(self, parameter: str) -> bool:
         """Of the model's own name, or of the published one."""

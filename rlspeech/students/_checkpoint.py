@@ -40,13 +40,13 @@ def read_model(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype, *,
         "unexpected": found["unexpected_keys"],
         "of another shape": [name for name, *_ in found["mismatched_keys"]],
     }
-    told = [f"{what}: {_names(sorted(names))}" for what, names in wrong.items() if names]
+    told = [f"{what}: {told_names(sorted(names))}" for what, names in wrong.items() if names]
     if told:
         raise UserError(f"{folder}: not the weights of a whole {kind.__name__}; tensors {'; '.join(told)}")
     return model
 
 
-def _names(names: Sequence[str]) -> str:
+def told_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} ({', '.join(names[:SHOWN])}{more})"
 
