@@ -292,7 +292,7 @@ def test_an_instruction_with_a_special_token_is_refused(student: Any) -> None:
 def test_missing_and_unexpected_tensors_are_listed(folders: Folder, tmp_path: Path) -> None:
     folder = shutil.copytree(folders(), tmp_path / "damaged")
     tensors = load_file(folder / "model.safetensors")
-    lost = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))
+    lost = next(name for name in tensors if name.endswith("layers.1.mlp.down_proj.weight"))
     cut = next(name for name in tensors if name.endswith("layers.0.mlp.down_proj.weight"))
     tensors["stray.weight"] = tensors.pop(lost)
     tensors[cut] = tensors[cut][:, 1:].contiguous()

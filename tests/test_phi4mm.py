@@ -106,7 +106,9 @@ def test_gradients_reach_the_encoder_through_every_window(student: Student) -> N
 @pytest.mark.parametrize(
     ("frames", "text", "long"), [(768, 900, False), (769, 1, True), (0, 768, False), (0, 769, True)]
 )
-def test_a_prompt_is_long_by_its_audio_or_else_by_its_text(student: Student, frames: int, text: int, long: bool) -> None:
+def test_a_prompt_is_long_by_its_audio_or_else_by_its_text(
+    student: Student, frames: int, text: int, long: bool
+) -> None:
     """The reach is 1,024 tokens, of which a quarter is left to instruction and reply."""
     ids = (*[student.placeholder_id] * frames, *[5] * text)
     first = student.first_position(Prompt(ids))
@@ -235,7 +237,9 @@ def test_a_stage_without_lora_begins_with_the_adapters_logits(adapted: Student) 
 
 
 def test_a_recipe_that_asks_for_another_adapter_is_refused(adapted: Student) -> None:
-    with pytest.raises(UserError, match=r"own adapter has lora\.rank = 4 and lora\.alpha = 8; the recipe says 16 and 8"):
+    with pytest.raises(
+        UserError, match=r"own adapter has lora\.rank = 4 and lora\.alpha = 8; the recipe says 16 and 8"
+    ):
         adapted.prepare("sft", LORA | {"rank": 16})
 
 

@@ -91,9 +91,7 @@ def _read(model: PreTrainedModel, ids: Tensor, mask: Tensor, embed: Any, starts:
     cache = DynamicCache(config=model.config.get_text_config())
     inputs = {"input_ids": ids} if embed is None else {"inputs_embeds": embed(ids, range(len(ids)))}
     decoder = model.get_decoder()
-    decoder(
-        **inputs, attention_mask=mask, position_ids=_positions(mask, starts), past_key_values=cache, use_cache=True
-    )
+    decoder(**inputs, attention_mask=mask, position_ids=_positions(mask, starts), past_key_values=cache, use_cache=True)
     return cache
 
 

@@ -1,4 +1,4 @@
-"""Phi-4-multimodal in transformers' native format for vLLM, which itself reads the layout of the hub's remote code only.
+"""Phi-4-multimodal in transformers' native format for vLLM, which itself reads that of the hub's remote code only.
 
 The language model is vLLM's own; the encoder is transformers' own, run by the code that the student runs. Vision is
 not loaded. An adapter in `speech-lora` beside the weights is merged as they are loaded. Long prompts are read by the
@@ -23,7 +23,7 @@ from rlspeech.errors import UserError
 from rlspeech.students._conformer import encode
 from rlspeech.students._longrope import LongRope
 from rlspeech.students._phi4mm_lora import SPEECH, adapter_settings, adapter_tensors
-from rlspeech.students.phi4mm import ADAPTED, AUDIO, HEARING
+from rlspeech.students.phi4mm import ADAPTED, HEARING, PROJECTION
 
 ARCHITECTURE = "Phi4MultimodalForCausalLM"
 MODEL = "Phi4Multimodal"
@@ -131,8 +131,8 @@ def _model() -> type:
         packed_modules_mapping = {"qkv_proj": ["qkv_proj"], "gate_up_proj": ["gate_up_proj"]}  # noqa: RUF012
         hf_to_vllm_mapper = WeightsMapper(
             orig_to_new_prefix={
-                f"{AUDIO}.encoder.": "audio_tower.",
-                **{ours: f"multi_modal_projector.linear_{number}." for number, ours in enumerate(HEARING, start=1)},
+                f"{HEARING}.encoder.": "audio_tower.",
+                **{ours: f"multi_modal_projector.linear_{number}." for number, ours in enumerate(PROJECTION, start=1)},
                 "model.embed_tokens_extend.": None,  # vision, and hearing beside it
             }
         )
@@ -208,7 +208,9 @@ def _own_adapter(vllm_config: Any) -> Callable[[Weights], Weights] | None:
     if not folder.is_dir():
         return None
     if vllm_config.lora_config is not None:
-        raise UserError(f"{folder}: vLLM cannot put an adapter on the one that the model has; use cluster.sync = merged")
+        raise UserError(
+            f"{folder}: vLLM cannot put an adapter on the one that the model has; use cluster.sync = merged"
+        )
     return partial(_merged, folder)
 
 

@@ -82,9 +82,7 @@ def _encode(tower: Any, windows: Sequence[Window]) -> list[Tensor]:
     lengths = torch.tensor([len(window.mel) for window in windows], device=like.device)
     mel = pad_sequence([window.mel for window in windows], batch_first=True).to(like)
     subsampled = _subsample(tower.embed, tower.encoder_embedding(mel), lengths)
-    rows = [
-        row[window.skip : -(-len(window.mel) // STRIDE)] for row, window in zip(subsampled, windows, strict=True)
-    ]
+    rows = [row[window.skip : -(-len(window.mel) // STRIDE)] for row, window in zip(subsampled, windows, strict=True)]
     widths = torch.tensor([window.width for window in windows], device=like.device)
     hidden = torch.stack([pad(row, (0, 0, 0, int(widths.max()) - len(row))) for row in rows])
     is_behind = torch.arange(hidden.shape[1], device=like.device) >= widths[:, None]

@@ -1,4 +1,4 @@
-"""LongRoPE by the prompt: frequencies for short sequences, or for long ones, from a prompt's first token to the last of its reply.
+"""LongRoPE by the prompt: one set of frequencies from a prompt's first token to the last of its reply.
 
 A model with LongRoPE has two sets of rotary frequencies. transformers takes one for the whole batch, by its longest
 row; vLLM takes one for an engine's life, by the longest sequence that it may hold. So a row's log-probs would hang on
@@ -37,7 +37,9 @@ class LongRope:
 
         kind = config.rope_parameters["rope_type"]
         if kind != "longrope":
-            raise UserError(f"{config.name_or_path}: rope_type is {kind!r} in its config.json; here it has to be longrope")
+            raise UserError(
+                f"{config.name_or_path}: rope_type is {kind!r} in its config.json; here it has to be longrope"
+            )
         reach = config.rope_parameters["original_max_position_embeddings"]
         frequencies = ROPE_INIT_FUNCTIONS["longrope"]
         with torch.device("cpu"):

@@ -29,8 +29,8 @@ from rlspeech.students._phi4mm_lora import SPEECH, adapter_settings, adapter_ten
 from rlspeech.types import Prompt
 
 ADAPTED = r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
-AUDIO = "model.embed_tokens_extend.audio_embed"
-HEARING = (f"{AUDIO}.up_proj_for_speech.", f"{AUDIO}.down_proj_for_speech.")
+HEARING = "model.embed_tokens_extend.audio_embed"
+PROJECTION = (f"{HEARING}.up_proj_for_speech.", f"{HEARING}.down_proj_for_speech.")
 WRITING = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
 
 
@@ -46,8 +46,8 @@ class Student(Family):
     EXTRACTOR = Phi4MultimodalFeatureExtractor
     AUDIO = "<|audio|>"
     END = "<|end|>"
-    TOWER = f"{AUDIO}.encoder"
-    PROJECTOR = AUDIO
+    TOWER = f"{HEARING}.encoder"
+    PROJECTOR = HEARING
     DECODER = "model"
     PUBLISHED = {}  # noqa: RUF012 published by its own names
     FIXED = ()
@@ -112,7 +112,7 @@ class Student(Family):
         return parameter.startswith(WRITING)
 
     def is_projector(self, parameter: str) -> bool:
-        return parameter.startswith(HEARING)
+        return parameter.startswith(PROJECTION)
 
     def prepare(
         self,

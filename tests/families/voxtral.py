@@ -26,6 +26,7 @@ from rlspeech.students.voxtral import in_mistrals_layout
 MODEL = VoxtralForConditionalGeneration
 STOPS_S = None
 AUDIO_ID = 24  # transformers' processor knows no other
+TRANSCRIBE_ID = 34
 VOCABULARY, SPECIAL = 32_768, 1_000
 ENCODER = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 MELS = 16
@@ -51,14 +52,14 @@ def write(folder: Path, *, head_dim: int = 8, context: int = 2048) -> Path:
 
 
 def write_tekken(file: Path) -> Path:
-    """Voxtral's file is Tekken's with two more special tokens and a word on audio."""
+    """Voxtral's file is Tekken's with three more special tokens and a word on audio."""
     origin = find_spec("mistral_common").origin
     state = json.loads((Path(origin).parent / "data" / "tekken_240911.json").read_text())
     known = list(Tekkenizer.DEPRECATED_SPECIAL_TOKENS)
-    filler = [f"<SPECIAL_{rank}>" for rank in range(len(known), AUDIO_ID)]
-    more = [*filler, "[AUDIO]", "[BEGIN_AUDIO]"]
+    named = {AUDIO_ID: "[AUDIO]", AUDIO_ID + 1: "[BEGIN_AUDIO]", TRANSCRIBE_ID: "[TRANSCRIBE]"}
     state["special_tokens"] = known + [
-        {"rank": len(known) + at, "token_str": token, "is_control": True} for at, token in enumerate(more)
+        {"rank": rank, "token_str": named.get(rank, f"<SPECIAL_{rank}>"), "is_control": True}
+        for rank in range(len(known), TRANSCRIBE_ID + 1)
     ]
     state["vocab"] = state["vocab"][: VOCABULARY - SPECIAL]
     state["config"] |= {"version": "v7", "default_vocab_size": VOCABULARY, "num_vocab_tokens": VOCABULARY - SPECIAL}
