@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from torch import Tensor
+from torch.nn import Module
 
 NAME = "shared_memory"
 
@@ -120,8 +121,19 @@ def _backend() -> type:
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
+            if self.device.type == "cpu":
+                _pack_heads(self.model)
 
         def shutdown(self) -> None:
             return
 
     return SharedMemoryEngine
+
+
+def _pack_heads(model: Module) -> None:
+    """On a CPU a head holds its weight in packed form, too. One that is tied to the embedding got the weight alone."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)
