@@ -2,13 +2,17 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rlspeech.plugins import shipped_names
+
 if TYPE_CHECKING:
+    from families.common import Folder
+    from ranks import Case, Outcome
     from served import Server
 
     from rlspeech.engines.cluster import Cluster
@@ -104,6 +108,22 @@ def cluster() -> Iterator["Cluster"]:
 
 
 @pytest.fixture(scope="session")
+def patient(cluster: "Cluster") -> "Cluster":
+    """The session's Ray, for work that may take longer between two signs of life."""
+    from rlspeech.engines.cluster import Cluster
+
+    return Cluster(cluster.settings.model_copy(update={"hang_s": 90.0}), True, cluster.gpus, cluster.threads)
+
+
+@pytest.fixture(scope="session")
+def pair(patient: "Cluster") -> Iterator["Callable[[Case], Outcome]"]:
+    """Two DeepSpeed ranks that learn whatever they are given."""
+    from ranks import bench
+
+    yield from bench(patient, 2)
+
+
+@pytest.fixture(scope="session")
 def switched_folder(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny-llm` with a chat template that can begin a thought (`thinking`), and that takes one system text not."""
     folder = tmp_path_factory.mktemp("switched")
@@ -181,3 +201,29 @@ def vllm_teacher_engine(vllm_teacher: Path) -> "VllmTeacher":
     return VllmTeacher(
         start(vllm_teacher, settings, Layout(teacher=True)), Reading("{transcript} {instruction}"), top_k=8
     )
+
+
+@pytest.fixture(scope="session", params=shipped_names("students"))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def built(family: str) -> Any:
+    """The module that builds the family's small model."""
+    from importlib import import_module
+
+    return import_module(f"families.{family}")
+
+
+@pytest.fixture(scope="session")
+def folders(built: Any, tmp_path_factory: pytest.TempPathFactory) -> "Folder":
+    made: dict[Any, Path] = {}
+
+    def folder(**settings: int) -> Path:
+        key = tuple(settings.items())
+        if key not in made:
+            made[key] = built.write(tmp_path_factory.mktemp("families") / "model", **settings)
+        return made[key]
+
+    return folder

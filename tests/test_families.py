@@ -7,15 +7,15 @@ family's own processor makes of a question. The witness is transformers alone.
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from families.common import Folder
 from safetensors.torch import load_file, save_file
 
 from rlspeech.config import OptimConfig, VllmConfig
@@ -28,7 +28,6 @@ from rlspeech.engines.rollout_vllm import VllmRollouts
 from rlspeech.engines.vllm_engine import Layout, start
 from rlspeech.errors import UserError
 from rlspeech.losses.cross_entropy import Loss
-from rlspeech.plugins import shipped_names
 from rlspeech.protocols import Sampling
 from rlspeech.stages.parity import compare
 from rlspeech.types import Prompt, Sample, Waveform
@@ -38,32 +37,6 @@ LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
 QUESTION = "Who is speaking, and of what?"
 LONG = 131_072  # tokens of a context that holds half an hour
 SECONDS = (0.1, 0.5, 3.57, 29.99, 30.0, 30.01, 61.3, 301.7, 1800.0)
-
-Folder = Callable[..., Path]
-
-
-@pytest.fixture(scope="session", params=shipped_names("students"))
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="session")
-def built(family: str) -> Any:
-    """The module that builds the family's small model."""
-    return import_module(f"families.{family}")
-
-
-@pytest.fixture(scope="session")
-def folders(built: Any, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    made: dict[Any, Path] = {}
-
-    def folder(**settings: int) -> Path:
-        key = tuple(settings.items())
-        if key not in made:
-            made[key] = built.write(tmp_path_factory.mktemp("families") / "model", **settings)
-        return made[key]
-
-    return folder
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What the small models of all families are made of: a real tokenizer, weights that matter, published names."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 from rlspeech.catalog import fetch, resolve
 from rlspeech.plugins import find_class
 
+Folder = Callable[..., Path]  # of a small model, by its settings
 ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 RATE_HZ = 16_000
 

@@ -1,0 +1,27 @@
+"""Every student family on two ranks of DeepSpeed's ZeRO 3 learns what one process learns, audio or none."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from families.common import Folder
+from ranks import Case, batches_of, check_alike, in_one_process, student_of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "lora", "encoder"),
+    [("align", None, True), ("distill", {"rank": 4, "alpha": 8.0, "dropout": 0.0}, False)],
+    ids=["encoder", "adapter"],
+)
+def test_ranks_with_and_without_audio_keep_in_step(pair: Any, folders: Folder, stage: str, lora, encoder: bool) -> None:
+    """One micro-batch in five has audio: whichever rank has it, the other gathers the same parameters."""
+    case = Case(folders(), stage=stage, lora=lora, train_encoder=encoder, lr=1e-3, steps=3, micro_batch=1)
+    case = replace(case, silent=(0, 1, 2, 3))
+    batches = batches_of(case, student_of(case), ranks=2)
+    hears = [any(prompt.features is not None for prompt in batch.features) for batch in batches]
+    assert any(one != other for one, other in zip(hears[::2], hears[1::2], strict=True))
+    expected = in_one_process(case)
+    still = {name for name, moved in expected.moved.items() if not moved}
+    assert len(still) < len(expected.moved) / 4, still
+    check_alike(pair(replace(case, settings={"zero": 3})), expected, weight=0.005)
