@@ -320,8 +320,7 @@ def rollouts(engine: VllmRollouts) -> Iterator[VllmRollouts]:
     engine.end_update(0)
 
 
-def asked(student: Any) -> tuple[list[Sample], list[Prompt]]:
-    lengths = (0.4, 31.2, None, 1.3, 7.9)
+def asked(student: Any, lengths: Any = (0.4, 31.2, None, 1.3, 7.9)) -> tuple[list[Sample], list[Prompt]]:
     samples = [Sample(f"{i}", f"{QUESTION} {i}", reference=f"Answer {i}.") for i in range(len(lengths))]
     return samples, [prompt(student, s, f"{i}", samples[i].instruction) for i, s in enumerate(lengths)]
 

@@ -33,6 +33,7 @@ SILENCE = Prompt((), np.zeros(RATE_HZ // 10, np.float32), "silence")  # heard wh
 class Family:
     """A loaded student. Its model is trained in place."""
 
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = ()  # of config.json; strings alone: they are read without an import
     MODEL: ClassVar[type[PreTrainedModel]]
     EXTRACTOR: ClassVar[Any] = WhisperFeatureExtractor
     AUDIO: ClassVar[str]  # the token that stands for one audio embedding

@@ -6,6 +6,7 @@ from rlspeech.students._whisper import WhisperFamily
 
 
 class Student(WhisperFamily):
+    ARCHITECTURES = ("AudioFlamingo3ForConditionalGeneration",)
     MODEL = AudioFlamingo3ForConditionalGeneration
     AUDIO = "<sound>"
 

@@ -29,6 +29,7 @@ SYSTEM = (  # of the model cards; a template's own would have the date of the da
 
 
 class Student(Family):
+    ARCHITECTURES = ("GraniteSpeechForConditionalGeneration",)
     MODEL = GraniteSpeechForConditionalGeneration
     EXTRACTOR = GraniteSpeechFeatureExtractor
     AUDIO = "<|audio|>"

@@ -42,6 +42,7 @@ class Phi4Multimodal(Phi4MultimodalForCausalLM):
 
 @dataclass
 class Student(Family):
+    ARCHITECTURES = ("Phi4MultimodalForCausalLM", "Phi4MMForCausalLM")
     MODEL = Phi4Multimodal
     EXTRACTOR = Phi4MultimodalFeatureExtractor
     AUDIO = "<|audio|>"

@@ -19,6 +19,11 @@ PARTS = ("audio_tower.", "visual.", "model.", "lm_head.")
 
 
 class Student(WhisperFamily):
+    ARCHITECTURES = (
+        "Qwen2_5OmniModel",
+        "Qwen2_5OmniForConditionalGeneration",
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+    )
     MODEL = Qwen2_5OmniThinkerForConditionalGeneration
     AUDIO = "<|AUDIO|>"
     TOWER = "audio_tower"

@@ -48,6 +48,7 @@ TURNED = re.compile(r"layers\.\d+\.attention\.w([qk])\.weight")  # rotary pairs:
 
 
 class Student(Family):
+    ARCHITECTURES = ("VoxtralForConditionalGeneration",)
     MODEL = VoxtralForConditionalGeneration
     AUDIO = "[AUDIO]"
     END = "</s>"
