@@ -24,7 +24,21 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Before any test module imports torch or transformers, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # tests of two processes share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1" if WORKER else "2")
+
+# What the session has one of is one process's: tests that share such a thing run one after the other, in one of them.
+SHARED = {"cluster": "ray", "vllm_student_engine": "vllm", "vllm_teacher_engine": "vllm", "built": "family"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for `--dist loadgroup`: by what they share, else by the file."""
+    for item in items:
+        needed = [group for fixture, group in SHARED.items() if fixture in getattr(item, "fixturenames", ())]
+        group = needed[0] if needed else str(item.path)
+        if group == "family":
+            group = item.callspec.params["family"]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)
