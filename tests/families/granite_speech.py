@@ -17,7 +17,7 @@ from rlspeech.students._granite_features import GraniteFeatures
 
 MODEL = GraniteSpeechForConditionalGeneration
 STOPS_S = None
-LOGITS_SCALING = 8.0  # by which transformers forgets to divide
+LOGITS_SCALING = 4.0  # by which transformers forgets to divide
 AUDIO, END = "<|audio|>", "<|end_of_text|>"
 SYSTEM = (
     "Knowledge Cutoff Date: April 2024.\nToday's Date: April 9, 2025.\n"
