@@ -19,7 +19,6 @@ from transformers import (
 
 MODEL = Qwen2_5OmniThinkerForConditionalGeneration
 STOPS_S = None  # the processor cuts audio off at 300 s; here it is heard in pieces
-VLLM_NEEDS = ("torchvision",)  # of transformers' processor of images and video, without which vLLM has no such class
 PIECE = 300 * common.RATE_HZ
 AUDIO = "<|AUDIO|>"
 NAMED = {
