@@ -61,7 +61,7 @@ class Student(Protocol):
         """The output projection [V, D]."""
         ...
 
-    def render(self, sample: Sample, audio: Waveform | None) -> Prompt:
+    def render(self, sample: Sample, audio: Waveform | Sequence[Waveform] | None) -> Prompt:
         """The sample as the family's chat format has it. Raises UserError where the audio cannot be heard."""
         ...
 

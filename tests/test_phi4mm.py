@@ -177,7 +177,7 @@ def test_text_that_would_end_the_turn_is_refused(student: Student) -> None:
 def test_spaces_that_the_tokenizer_takes_away_are_taken_away(student: Student) -> None:
     wave = noise(0.5, seed=1)
     ours = student.render(Sample("a", "  What is said? "), wave).token_ids
-    assert list(ours) == small.inputs(student.folder, wave.samples, "  What is said? ")["input_ids"][0].tolist()
+    assert list(ours) == small.inputs(student.folder, "  What is said? ", wave.samples)["input_ids"][0].tolist()
 
 
 def test_vllm_does_not_share_keys_between_long_and_short_prompts(student: Student) -> None:
@@ -194,7 +194,7 @@ def transformers_logits(folder: Path, seconds: float) -> torch.Tensor:
     model = small.MODEL.from_pretrained(folder, dtype=torch.float32).eval()
     model.load_adapter(str(folder / "speech-lora"), adapter_name="speech")
     model.set_adapter("speech")
-    return model(**small.inputs(folder, noise(seconds, seed=1).samples, "Who is speaking, and of what?")).logits[0]
+    return model(**small.inputs(folder, "Who is speaking, and of what?", noise(seconds, seed=1).samples)).logits[0]
 
 
 def test_the_models_own_adapter_is_heard_with(adapted: Student, with_adapter: Path, student: Student) -> None:
@@ -315,7 +315,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> VllmRollouts:
 def test_vllm_hears_with_the_adapter_and_reads_long_prompts_by_long_frequencies(engine: VllmRollouts) -> None:
     """Long and short prompts in one batch; prompts about one audio share their keys, those on the other side none."""
     student = Student.load(engine.student.folder)
-    samples, prompts = asked(student, (1.3, LONG_S, 31.2, LONG_S, None))
+    samples, prompts = asked(student, (1.3, LONG_S, LONG_S, None))
     found = compare(student, engine, samples, prompts, max_tokens=6, gate_nats=1e-3)
     assert found.differs is None, found
     assert found.equal_replies == found.prompts == 5

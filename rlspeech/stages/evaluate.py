@@ -134,8 +134,10 @@ class Evaluation:
         None where the student was not asked for a transcript. An empty one is answered by nothing.
         """
         kinds = [sample.tags.get("kind") for sample in samples]
-        transcripts = {s.audio: r for s, r, kind in zip(samples, replies, kinds, strict=True) if kind == TRANSCRIBE}
-        found: list[str | None] = [transcripts.get(sample.audio) for sample in samples]
+        transcripts = {
+            (s.audio, s.more_audio): r for s, r, kind in zip(samples, replies, kinds, strict=True) if kind == TRANSCRIBE
+        }
+        found: list[str | None] = [transcripts.get((sample.audio, sample.more_audio)) for sample in samples]
         asked = [index for index, kind in enumerate(kinds) if kind != TRANSCRIBE and found[index]]
         heard = [replace(samples[index], transcript=found[index]) for index in asked]
         written = teacher.reply(heard, max_tokens=self.config.evaluation.max_tokens)

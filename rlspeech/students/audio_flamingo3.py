@@ -9,6 +9,7 @@ class Student(WhisperFamily):
     ARCHITECTURES = ("AudioFlamingo3ForConditionalGeneration",)
     MODEL = AudioFlamingo3ForConditionalGeneration
     AUDIO = "<sound>"
+    several = False
 
     @property
     def longest_s(self) -> float:

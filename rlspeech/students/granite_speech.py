@@ -59,8 +59,8 @@ class Student(Family):
         student.decoder.norm.register_forward_hook(_scaled(student.model.config.text_config.logits_scaling))
         return student
 
-    def messages(self, sample: Sample, *, heard: bool) -> list[dict[str, Any]]:
-        user = f"{self.AUDIO if heard else ''}{sample.instruction}"
+    def messages(self, sample: Sample, *, audios: int) -> list[dict[str, Any]]:
+        user = f"{self.AUDIO * audios}{sample.instruction}"
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
 
     def frames_of(self, samples: int) -> int:

@@ -71,10 +71,10 @@ def write(folder: Path, *, head_dim: int = 8, context: int = 2048) -> Path:
     return folder
 
 
-def inputs(folder: Path, wave: np.ndarray | None, question: str) -> Any:
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     processor = GraniteSpeechProcessor(GraniteFeatures.from_pretrained(folder), tokenizer, chat_template=TEMPLATE)
-    user = question if wave is None else f"{AUDIO}{question}"
+    user = AUDIO * len(waves) + question
     chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    return processor(text=[text], audio=None if wave is None else [wave], return_tensors="pt")
+    return processor(text=[text], audio=list(waves) or None, return_tensors="pt")

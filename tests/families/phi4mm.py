@@ -106,10 +106,8 @@ def processor(folder: Path) -> Phi4MultimodalProcessor:
     )
 
 
-def inputs(folder: Path, wave: np.ndarray | None, question: str) -> Any:
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
     own = processor(folder)
-    content = [{"type": "text", "text": question}]
-    content = content if wave is None else [{"type": "audio"}, *content]
-    text = own.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    audio = {} if wave is None else {"audio": [wave], "sampling_rate": common.RATE_HZ}
+    text = own.apply_chat_template(common.chat(question, waves), add_generation_prompt=True)
+    audio = {"audio": list(waves), "sampling_rate": common.RATE_HZ} if waves else {}
     return own(text=[text], return_tensors="pt", **audio)

@@ -95,14 +95,12 @@ class ForSound(Qwen2_5OmniProcessor):
         return
 
 
-def inputs(folder: Path, wave: np.ndarray | None, question: str) -> Any:
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
     unseen = SimpleNamespace(merge_size=2, model_input_names=[])
     extractor, tokenizer = WhisperFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     template = ProcessorMixin.get_processor_dict(folder)[0]["chat_template"]
     processor = ForSound(unseen, unseen, extractor, tokenizer, chat_template=template)
-    pieces = [] if wave is None else [wave[start : start + PIECE] for start in range(0, len(wave), PIECE)]
-    content = [{"type": "text", "text": question}]
-    content = [{"type": "audio"}, *content] if pieces else content
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    text = text.replace(AUDIO, AUDIO * len(pieces))
-    return processor(text=[text], audio=pieces or None, return_tensors="pt")
+    pieces = [[wave[start : start + PIECE] for start in range(0, len(wave), PIECE)] for wave in waves]
+    text = processor.apply_chat_template(common.chat(question, waves), add_generation_prompt=True)
+    heard = [piece for cut in pieces for piece in cut]
+    return processor(text=[common.one_a_piece(text, AUDIO, pieces)], audio=heard or None, return_tensors="pt")

@@ -103,12 +103,14 @@ def params(config: VoxtralConfig) -> dict[str, Any]:
     }
 
 
-def inputs(folder: Path, wave: np.ndarray | None, question: str) -> Any:
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
     extractor = WhisperFeatureExtractor.from_pretrained(folder)
     processor = VoxtralProcessor(extractor, MistralCommonBackend.from_pretrained(folder))
-    content: list[dict[str, str]] = [{"type": "text", "text": question}]
-    if wave is not None:
-        file = io.BytesIO()
-        soundfile.write(file, wave, common.RATE_HZ, format="WAV", subtype="FLOAT")
-        content = [{"type": "audio", "base64": base64.b64encode(file.getvalue()).decode()}, *content]
+    content = [*({"type": "audio", "base64": encoded(wave)} for wave in waves), {"type": "text", "text": question}]
     return processor.apply_chat_template([{"role": "user", "content": content}])
+
+
+def encoded(wave: np.ndarray) -> str:
+    file = io.BytesIO()
+    soundfile.write(file, wave, common.RATE_HZ, format="WAV", subtype="FLOAT")
+    return base64.b64encode(file.getvalue()).decode()
