@@ -43,6 +43,7 @@ class Student(Protocol):
     frame_s: float  # seconds of audio behind one placeholder
     end_token_id: int
     framewise: bool  # the projector reads each frame on its own
+    windows_at_once: int  # of audio in one pass of the encoder: bounds its memory
 
     @property
     def placeholder_id(self) -> int:
