@@ -332,8 +332,6 @@ def test_another_models_tokenizer_is_seen(folders: Folder, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def engine(built: Any, tmp_path_factory: pytest.TempPathFactory) -> VllmRollouts:
     """The one engine of a family, on an export that an adapter was merged into."""
-    for module in getattr(built, "VLLM_NEEDS", ()):
-        pytest.importorskip(module)
     folder = tmp_path_factory.mktemp("families")
     student = adapted(StudentPlace.of(str(built.write(folder / "published", head_dim=32, context=2048))).load())
     (folder / "exported").mkdir()
