@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if WORKER else "2")
 SHARED = {"cluster": "ray", "vllm_student_engine": "vllm", "vllm_teacher_engine": "vllm", "built": "family"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups for `--dist loadgroup`: by what they share, else by the file."""
     for item in items:
