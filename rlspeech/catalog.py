@@ -1,5 +1,6 @@
 """Names of models to folders of weights: a short name of catalog.toml, a folder, or a hub id, accepted everywhere."""
 
+import ast
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from rlspeech.cache import cache_dir
 from rlspeech.errors import UserError, did_you_mean
+from rlspeech.plugins import shipped, shipped_names
 
 Kind = Literal["speech", "text"]
 Source = Literal["folder", "cache", "to assemble", "hub"]
@@ -191,6 +193,18 @@ def entries() -> Mapping[str, Entry]:
 
 
 @cache
+def families() -> Mapping[str, str]:
+    """Architecture in a config.json -> family, as the files of the families say it themselves; none is imported."""
+    found = {}
+    for family in shipped_names("students"):
+        tree = ast.parse((shipped("students") / f"{family}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "ARCHITECTURES":
+                found |= dict.fromkeys(ast.literal_eval(node.value), family)
+    return found
+
+
+@cache
 def _catalog() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8"))
 
@@ -201,9 +215,9 @@ def _of_folder(name: str, folder: Path) -> Resolved:
     config = _read_json(folder / "config.json")
     architecture = next(iter(config.get("architectures") or []), "none")
     family = _read_json(folder / MARK).get("family") if (folder / MARK).is_file() else None
-    family = family or _catalog()["families"].get(architecture)
+    family = family or families().get(architecture)
     if not family and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        known = ", ".join(_catalog()["families"])
+        known = ", ".join(families())
         raise UserError(
             f"{folder}: architecture {architecture!r} is of no known family; known: {known}; see docs/students.md"
         )

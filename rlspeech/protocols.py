@@ -43,6 +43,7 @@ class Student(Protocol):
     frame_s: float  # seconds of audio behind one placeholder
     end_token_id: int
     framewise: bool  # the projector reads each frame on its own
+    windows_at_once: int  # of audio in one pass of the encoder: bounds its memory
 
     @property
     def placeholder_id(self) -> int:
@@ -61,7 +62,7 @@ class Student(Protocol):
         """The output projection [V, D]."""
         ...
 
-    def render(self, sample: Sample, audio: Waveform | None) -> Prompt:
+    def render(self, sample: Sample, audio: Waveform | Sequence[Waveform] | None) -> Prompt:
         """The sample as the family's chat format has it. Raises UserError where the audio cannot be heard."""
         ...
 

@@ -53,6 +53,7 @@ class Sample:
     id: str
     instruction: str
     audio: Audio | None = None
+    more_audio: tuple[Audio, ...] = ()  # heard after it, in this order
     transcript: str | None = None  # what is said: the teacher reads it
     reference: str | None = None  # the right answer
     lang: str = "en"
@@ -68,8 +69,8 @@ class Prompt:
     """A sample as its student reads it. `token_ids` hold one placeholder for every audio embedding."""
 
     token_ids: tuple[int, ...]
-    features: Any = None  # opaque to all but the student file; None where there is no audio
-    audio_key: str = ""  # prompts with equal keys hear the same audio
+    features: Any = None  # of its audios; opaque to all but the student file; None where there is no audio
+    audio_key: str = ""  # prompts with equal keys hear the same
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,17 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rlspeech.plugins import shipped_names
+
 if TYPE_CHECKING:
+    from families.common import Folder
+    from ranks import Case, Outcome
     from served import Server
 
     from rlspeech.engines.cluster import Cluster
@@ -20,7 +24,22 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Before any test module imports torch or transformers, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # tests of two processes share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1" if WORKER else "2")
+
+# What the session has one of is one process's: tests that share such a thing run one after the other, in one of them.
+SHARED = {"cluster": "ray", "vllm_student_engine": "vllm", "vllm_teacher_engine": "vllm", "built": "family"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for `--dist loadgroup`: by what they share, else by the file."""
+    for item in items:
+        needed = [group for fixture, group in SHARED.items() if fixture in getattr(item, "fixturenames", ())]
+        group = needed[0] if needed else str(item.path)
+        if group == "family":
+            group = item.callspec.params["family"]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +123,22 @@ def cluster() -> Iterator["Cluster"]:
 
 
 @pytest.fixture(scope="session")
+def patient(cluster: "Cluster") -> "Cluster":
+    """The session's Ray, for work that may take longer between two signs of life."""
+    from rlspeech.engines.cluster import Cluster
+
+    return Cluster(cluster.settings.model_copy(update={"hang_s": 90.0}), True, cluster.gpus, cluster.threads)
+
+
+@pytest.fixture(scope="session")
+def pair(patient: "Cluster") -> Iterator["Callable[[Case], Outcome]"]:
+    """Two DeepSpeed ranks that learn whatever they are given."""
+    from ranks import bench
+
+    yield from bench(patient, 2)
+
+
+@pytest.fixture(scope="session")
 def switched_folder(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny-llm` with a chat template that can begin a thought (`thinking`), and that takes one system text not."""
     folder = tmp_path_factory.mktemp("switched")
@@ -181,3 +216,29 @@ def vllm_teacher_engine(vllm_teacher: Path) -> "VllmTeacher":
     return VllmTeacher(
         start(vllm_teacher, settings, Layout(teacher=True)), Reading("{transcript} {instruction}"), top_k=8
     )
+
+
+@pytest.fixture(scope="session", params=shipped_names("students"))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def built(family: str) -> Any:
+    """The module that builds the family's small model."""
+    from importlib import import_module
+
+    return import_module(f"families.{family}")
+
+
+@pytest.fixture(scope="session")
+def folders(built: Any, tmp_path_factory: pytest.TempPathFactory) -> "Folder":
+    made: dict[Any, Path] = {}
+
+    def folder(**settings: int) -> Path:
+        key = tuple(settings.items())
+        if key not in made:
+            made[key] = built.write(tmp_path_factory.mktemp("families") / "model", **settings)
+        return made[key]
+
+    return folder

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from rlspeech.config import DeepspeedConfig, OptimConfig
 from rlspeech.engines.batches import make_batches, reference_rollouts
-from rlspeech.engines.cluster import Worker
+from rlspeech.engines.cluster import Cluster, Worker
 from rlspeech.engines.learner_torch import TorchLearner, learnable
+from rlspeech.engines.loading import StudentPlace
 from rlspeech.engines.measure import PLAIN, Objective
 from rlspeech.engines.teacher_written import unscored, with_cross_entropy
 from rlspeech.losses.cross_entropy import Loss
 from rlspeech.losses.reverse_kl import Loss as ReverseKl
 from rlspeech.protocols import Learned, Learner, Student
-from rlspeech.students.tiny import Student as TinyStudent
 from rlspeech.types import Rollout, Sample, Scored, TokenBatch, Waveform
 
+LOSS = 2e-5
+WEIGHT = 2e-4
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
 QUESTIONS = ("Who speaks?", "Where will they meet, and when?")
 
@@ -35,16 +38,18 @@ class Case:
     folder: Path  # of the student
     steps: int = 20
     settings: dict[str, Any] = field(default_factory=dict)  # of DeepspeedConfig
+    stage: str = "distill"
     lora: dict[str, Any] | None = field(default_factory=lambda: dict(LORA))
+    train_encoder: bool = False
     lr: float = 1e-2
     micro_batch: int = 2
     silent: Sequence[int] = ()  # audios that are left out: their prompts are text
+    longest_s: float | None = None  # of the last audio, in place of its own length
+    windows_at_once: int | None = None
     temperature: float = 1.0
     objective: Objective = PLAIN
     sampled: bool = False  # the replies carry log-probs as if a sampler had written them
-    mixed: bool = (
-        False  # some replies are the teacher's own; all but two of those are scored, and learned by reverse KL
-    )
+    mixed: bool = False  # some replies are the teacher's own; all but two are scored, and learned by reverse KL
     restore: Path | None = None  # a state to begin with
     save: Path | None = None  # where the state goes in the end
     export: Path | None = None  # where the model goes in the end
@@ -73,16 +78,19 @@ class Outcome:
 def student_of(case: Case) -> Student:
     torch.manual_seed(0)
     dtype = getattr(torch, case.settings.get("dtype", "float32"))
-    student = TinyStudent.load(case.folder, dtype=dtype)
-    student.prepare("distill", case.lora)
+    student = StudentPlace.of(str(case.folder), windows_at_once=case.windows_at_once).load(dtype=dtype)
+    student.prepare(case.stage, case.lora, train_encoder=case.train_encoder)
     return student
 
 
-def rollouts_of(student: Student, silent: Sequence[int] = (), *, sampled: bool = False) -> list[Rollout]:
+def rollouts_of(
+    student: Student, silent: Sequence[int] = (), *, sampled: bool = False, longest_s: float | None = None
+) -> list[Rollout]:
     """Two questions about each of five audios of different lengths."""
     samples, prompts = [], []
-    for index in range(5):
-        noise = np.random.default_rng(index).normal(scale=0.1, size=9_000 + 4_000 * index).astype(np.float32)
+    sizes = [9_000 + 4_000 * index for index in range(4)] + [round(16_000 * longest_s) if longest_s else 25_000]
+    for index, size in enumerate(sizes):
+        noise = np.random.default_rng(index).normal(scale=0.1, size=size).astype(np.float32)
         for place, question in enumerate(QUESTIONS):
             sample = Sample(f"{index}/{place}", f"{question} ({index})", reference=f"Answer {place} to {index}.")
             audio = None if index in silent else Waveform(noise, 16_000)
@@ -102,7 +110,7 @@ def rollouts_of(student: Student, silent: Sequence[int] = (), *, sampled: bool =
 def batches_of(case: Case, student: Student, ranks: int = 1) -> list[TokenBatch]:
     if case.mixed:
         return mixed_batches(case, student, ranks)
-    rollouts = rollouts_of(student, case.silent, sampled=case.sampled)
+    rollouts = rollouts_of(student, case.silent, sampled=case.sampled, longest_s=case.longest_s)
     return make_batches(student, rollouts, micro_batch=case.micro_batch, ranks=ranks)
 
 
@@ -186,3 +194,29 @@ class Bench(Worker):
             small=0,
         )
         return outcome_of(case, rank, batches_of(case, student, self.ranks)[self.rank :: self.ranks])
+
+
+def bench(cluster: Cluster, ranks: int) -> Iterator[Callable[[Case], Outcome]]:
+    """Runs cases on so many ranks, one after the other; all ranks have to see the same."""
+    actors = [cluster.actor(Bench, rank, ranks, name=f"bench {rank}") for rank in range(ranks)]
+    port = actors[0].call("address")
+    cluster.all({actor.call("join", port): actor for actor in actors})
+
+    def run(case: Case) -> Outcome:
+        outcomes = cluster.all({actor.call("run", case): actor for actor in actors})
+        assert all(one.learned == outcomes[0].learned for one in outcomes)
+        return outcomes[0]
+
+    yield run
+    for actor in actors:
+        cluster.kill(actor)
+
+
+def check_alike(found: Outcome, expected: Outcome, *, loss: float = LOSS, weight: float = WEIGHT) -> None:
+    """Losses of float32 learners near 10 are compared to 2e-5, over 20 steps, and weights to 2e-4: what differs is the
+    order in which gradients are summed, and Adam's division makes more of it where a gradient is nearly zero."""
+    assert found.losses == pytest.approx(expected.losses, abs=loss)
+    assert found.norms == pytest.approx(expected.norms, rel=1e-3)
+    assert found.weights.keys() == expected.weights.keys()
+    for name, value in expected.weights.items():
+        assert torch.allclose(found.weights[name], value, atol=weight), name

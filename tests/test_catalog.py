@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from rlspeech.catalog import ask_hub, cache_dir, entries, fetch, missing, resolve, source
+from rlspeech.catalog import ask_hub, cache_dir, entries, families, fetch, missing, resolve, source
 from rlspeech.errors import UserError
+from rlspeech.plugins import find_class, shipped_names
 
 PUBLISHED_BILLIONS = {  # what the models' publishers say
     "tiny-llm": 0.1345,
@@ -92,6 +93,15 @@ def test_a_folder_tells_its_family_by_mark_then_by_architecture(tmp_path):
     assert fetch(marked) == tmp_path / "b"
     text = SMALL["text_config"] | {"architectures": ["LlamaForCausalLM"]}
     assert resolve(folder_of(tmp_path / "c", text), kind="text").family is None
+
+
+def test_every_family_but_the_marked_one_says_its_architectures_and_no_two_the_same(tmp_path):
+    found = families()
+    assert set(found.values()) == set(shipped_names("students")) - {"tiny"}
+    for family in set(found.values()):
+        student = find_class("students", family, "Student")
+        assert [name for name, one in found.items() if one == family] == list(student.ARCHITECTURES)
+        assert student.MODEL.__name__ in student.ARCHITECTURES or student.MODEL.__bases__[0].__name__ in found
 
 
 def test_a_run_folder_stands_for_its_checkpoint(tmp_path):

@@ -7,15 +7,16 @@ family's own processor makes of a question. The witness is transformers alone.
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from families.common import Folder
 from safetensors.torch import load_file, save_file
 
 from rlspeech.config import OptimConfig, VllmConfig
@@ -28,7 +29,6 @@ from rlspeech.engines.rollout_vllm import VllmRollouts
 from rlspeech.engines.vllm_engine import Layout, start
 from rlspeech.errors import UserError
 from rlspeech.losses.cross_entropy import Loss
-from rlspeech.plugins import shipped_names
 from rlspeech.protocols import Sampling
 from rlspeech.stages.parity import compare
 from rlspeech.types import Prompt, Sample, Waveform
@@ -37,38 +37,18 @@ RATE_HZ = 16_000
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
 QUESTION = "Who is speaking, and of what?"
 LONG = 131_072  # tokens of a context that holds half an hour
-SECONDS = (0.1, 0.5, 3.57, 29.99, 30.0, 30.01, 61.3, 301.7, 1800.0)
-
-Folder = Callable[..., Path]
-
-
-@pytest.fixture(scope="session", params=shipped_names("students"))
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
+SECONDS = (0.1, 0.5, 3.57, 30.0, 30.01, 301.7, 1800.0)
 
 
 @pytest.fixture(scope="session")
-def built(family: str) -> Any:
-    """The module that builds the family's small model."""
-    return import_module(f"families.{family}")
-
-
-@pytest.fixture(scope="session")
-def folders(built: Any, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    made: dict[Any, Path] = {}
-
-    def folder(**settings: int) -> Path:
-        key = tuple(settings.items())
-        if key not in made:
-            made[key] = built.write(tmp_path_factory.mktemp("families") / "model", **settings)
-        return made[key]
-
-    return folder
+def loaded(folders: Folder) -> Any:
+    return StudentPlace.of(str(folders())).load()
 
 
 @pytest.fixture
-def student(folders: Folder) -> Any:
-    return StudentPlace.of(str(folders())).load()
+def student(loaded: Any) -> Any:
+    """As if it had been loaded for this test."""
+    return replace(loaded, model=deepcopy(loaded.model), _frames={})
 
 
 @pytest.fixture(scope="session")
@@ -82,10 +62,22 @@ def noise(seconds: float, seed: int = 0) -> Waveform:
     return Waveform(samples.astype(np.float32), RATE_HZ)
 
 
-def prompt(student: Any, seconds: float | None, name: str = "a", question: str = QUESTION) -> Prompt:
-    wave = None if seconds is None else noise(seconds, seed=len(name))
-    made = student.render(Sample(name, question), wave)
-    return made if wave is None else replace(made, audio_key=f"{name}/{seconds}")
+Seconds = float | tuple[float, ...] | None  # of an audio, of several, or of none
+
+
+def waves_of(seconds: Seconds, name: str = "a") -> list[Waveform]:
+    lengths = () if seconds is None else seconds if isinstance(seconds, tuple) else (seconds,)
+    return [noise(length, seed=len(name) + place) for place, length in enumerate(lengths)]
+
+
+def prompt(student: Any, seconds: Seconds, name: str = "a", question: str = QUESTION) -> Prompt:
+    waves = waves_of(seconds, name)
+    made = student.render(Sample(name, question), waves or None)
+    return replace(made, audio_key=f"{name}/{seconds}") if waves else made
+
+
+def tone_like(wave: np.ndarray) -> np.ndarray:
+    return np.sin(np.arange(len(wave)) / 3).astype(np.float32)
 
 
 @torch.no_grad()
@@ -97,11 +89,11 @@ def logits(student: Any, heard: Prompt) -> torch.Tensor:
 
 
 @torch.no_grad()
-def witness(built: Any, folder: Path, seconds: float | None, name: str = "a") -> torch.Tensor:
+def witness(built: Any, folder: Path, seconds: Seconds, name: str = "a") -> torch.Tensor:
     """[T, V] of transformers alone."""
-    wave = None if seconds is None else noise(seconds, seed=len(name)).samples
+    waves = [wave.samples for wave in waves_of(seconds, name)]
     model = built.MODEL.from_pretrained(folder, dtype=torch.float32).eval()
-    out = model(**built.inputs(folder, wave, QUESTION)).logits[0]
+    out = model(**built.inputs(folder, QUESTION, *waves)).logits[0]
     return out / getattr(built, "LOGITS_SCALING", 1.0)
 
 
@@ -124,24 +116,37 @@ def adapted(student: Any) -> Any:
 
 @pytest.mark.parametrize("seconds", [None, *SECONDS])
 def test_prompt_ids_are_those_of_the_processor(built: Any, long_student: Any, seconds: float | None) -> None:
+    """And there are as many placeholders as the encoder has outputs."""
     if seconds and built.STOPS_S and seconds > built.STOPS_S:
         with pytest.raises(UserError, match=f"{seconds:.0f} s of audio; {built.STOPS_S} s fit"):
             prompt(long_student, seconds)
         return
-    wave = None if seconds is None else noise(seconds, seed=1).samples
-    theirs = built.inputs(long_student.folder, wave, QUESTION)["input_ids"][0].tolist()
-    assert list(prompt(long_student, seconds).token_ids) == theirs
-
-
-@pytest.mark.parametrize("seconds", SECONDS)
-def test_there_are_as_many_placeholders_as_encoder_outputs(built: Any, long_student: Any, seconds: float) -> None:
-    if built.STOPS_S and seconds > built.STOPS_S:
-        pytest.skip("refused")
+    waves = [wave.samples for wave in waves_of(seconds)]
+    theirs = built.inputs(long_student.folder, QUESTION, *waves)["input_ids"][0].tolist()
     heard = prompt(long_student, seconds)
-    count = heard.token_ids.count(long_student.placeholder_id)
-    (frames,) = long_student.encode([heard])
-    assert len(frames) == len(long_student.project(frames)) == count > 0
-    long_student._frames.clear()
+    assert list(heard.token_ids) == theirs
+    if seconds:
+        (frames,) = long_student.encode([heard])
+        count = heard.token_ids.count(long_student.placeholder_id)
+        assert len(frames) == len(long_student.project(frames)) == count > 0
+        long_student._frames.clear()
+
+
+def test_two_audios_in_a_prompt_are_heard_in_their_order_or_refused(built: Any, student: Any) -> None:
+    """Of one length: a shorter one is padded by transformers' own, and some families hear the padding."""
+    if not student.several:
+        with pytest.raises(UserError, match=r"a: 2 audios; \w+ hears one in a prompt"):
+            prompt(student, (1.3, 1.3))
+        return
+    both = prompt(student, (1.3, 1.3))
+    waves = [wave.samples for wave in waves_of((1.3, 0.4))]
+    theirs = built.inputs(student.folder, QUESTION, *waves)["input_ids"][0].tolist()
+    assert list(prompt(student, (1.3, 0.4)).token_ids) == theirs
+    assert torch.allclose(logits(student, both), witness(built, student.folder, (1.3, 1.3)), atol=1e-3)
+    hiss, tone = both.features[0], tone_like(both.features[0])
+    orders = {"hiss first": (hiss, tone), "tone first": (tone, hiss)}
+    one, other = (replace(both, features=waves, audio_key=key) for key, waves in orders.items())
+    assert not torch.allclose(logits(student, one)[-1], logits(student, other)[-1], atol=1e-2)
 
 
 def test_audio_longer_than_the_context_says_how_many_seconds_fit(student: Any) -> None:
@@ -159,8 +164,8 @@ def test_no_audio_at_all_is_too_short_to_hear(student: Any) -> None:
 
 def test_the_audio_has_a_say_in_what_comes_after_it(student: Any) -> None:
     hiss = prompt(student, 1.3)
-    tone = np.sin(np.arange(len(hiss.features)) / 3).astype(np.float32)
-    one, other = (logits(student, heard)[-1] for heard in (hiss, replace(hiss, features=tone, audio_key="tone")))
+    tone = replace(hiss, features=(tone_like(hiss.features[0]),), audio_key="tone")
+    one, other = (logits(student, heard)[-1] for heard in (hiss, tone))
     assert (one.log_softmax(-1) - other.log_softmax(-1)).abs().max() > 0.1
 
 
@@ -327,8 +332,6 @@ def test_another_models_tokenizer_is_seen(folders: Folder, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def engine(built: Any, tmp_path_factory: pytest.TempPathFactory) -> VllmRollouts:
     """The one engine of a family, on an export that an adapter was merged into."""
-    for module in getattr(built, "VLLM_NEEDS", ()):
-        pytest.importorskip(module)
     folder = tmp_path_factory.mktemp("families")
     student = adapted(StudentPlace.of(str(built.write(folder / "published", head_dim=32, context=2048))).load())
     (folder / "exported").mkdir()
@@ -347,15 +350,16 @@ def rollouts(engine: VllmRollouts) -> Iterator[VllmRollouts]:
     engine.end_update(0)
 
 
-def asked(student: Any) -> tuple[list[Sample], list[Prompt]]:
-    lengths = (0.4, 31.2, None, 1.3, 7.9)
+def asked(student: Any, lengths: Sequence[Seconds] = (0.4, 31.2, None, 1.3)) -> tuple[list[Sample], list[Prompt]]:
+    """Audio of several lengths, a text, and two audios where the family takes them."""
+    lengths = (*lengths, (0.9, 2.6) if student.several else 7.9)
     samples = [Sample(f"{i}", f"{QUESTION} {i}", reference=f"Answer {i}.") for i in range(len(lengths))]
     return samples, [prompt(student, s, f"{i}", samples[i].instruction) for i, s in enumerate(lengths)]
 
 
 @pytest.mark.slow
 def test_vllm_reads_and_writes_what_transformers_does(rollouts: VllmRollouts) -> None:
-    """Audio of four lengths and a text at once, from an export."""
+    """From an export, all at once."""
     student = StudentPlace.of(str(rollouts.student.folder)).load()
     found = compare(student, rollouts, *asked(student), max_tokens=6, gate_nats=1e-3)
     print(found)

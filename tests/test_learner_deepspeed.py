@@ -1,8 +1,4 @@
-"""DeepSpeed ranks learn what one process learns, whatever is split, offloaded or computed again; as Ray actors too.
-
-Losses of float32 learners are compared to 2e-5 (of losses near 10, over 20 steps), weights to 2e-4: what differs is
-the order in which gradients are summed, and Adam's division makes more of it where a gradient is nearly zero.
-"""
+"""DeepSpeed ranks learn what one process learns, whatever is split, offloaded or computed again; as Ray actors too."""
 
 import os
 import signal
@@ -14,7 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import LORA, Bench, Case, Outcome, batches_of, in_one_process, rollouts_of, student_of
+from ranks import (
+    LORA,
+    LOSS,
+    WEIGHT,
+    Case,
+    Outcome,
+    batches_of,
+    bench,
+    check_alike,
+    in_one_process,
+    rollouts_of,
+    student_of,
+)
 from safetensors.torch import load_file
 
 from rlspeech.config import DeepspeedConfig, ImportanceConfig
@@ -29,41 +37,12 @@ from rlspeech.plugins import load_class
 from rlspeech.students.tiny import Student
 from rlspeech.types import TokenBatch
 
-LOSS = 2e-5
-WEIGHT = 2e-4
-
 Run = Callable[[Case], Outcome]
-
-
-@pytest.fixture(scope="module")
-def patient(cluster: Cluster) -> Cluster:
-    """The session's Ray, for work that may take longer between two signs of life."""
-    return Cluster(cluster.settings.model_copy(update={"hang_s": 90.0}), True, cluster.gpus, cluster.threads)
-
-
-def bench(patient: Cluster, ranks: int) -> Iterator[Run]:
-    actors = [patient.actor(Bench, rank, ranks, name=f"bench {rank}") for rank in range(ranks)]
-    port = actors[0].call("address")
-    patient.all({actor.call("join", port): actor for actor in actors})
-
-    def run(case: Case) -> Outcome:
-        outcomes = patient.all({actor.call("run", case): actor for actor in actors})
-        assert all(one.learned == outcomes[0].learned for one in outcomes)
-        return outcomes[0]
-
-    yield run
-    for actor in actors:
-        patient.kill(actor)
 
 
 @pytest.fixture(scope="module")
 def alone(patient: Cluster) -> Iterator[Run]:
     yield from bench(patient, 1)
-
-
-@pytest.fixture(scope="module")
-def pair(patient: Cluster) -> Iterator[Run]:
-    yield from bench(patient, 2)
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +53,6 @@ def case(small_student: Path) -> Case:
 @pytest.fixture(scope="module")
 def witness(case: Case) -> Outcome:
     return in_one_process(case)
-
-
-def check_alike(found: Outcome, expected: Outcome, *, loss: float = LOSS, weight: float = WEIGHT) -> None:
-    assert found.losses == pytest.approx(expected.losses, abs=loss)
-    assert found.norms == pytest.approx(expected.norms, rel=1e-3)
-    assert found.weights.keys() == expected.weights.keys()
-    for name, value in expected.weights.items():
-        assert torch.allclose(found.weights[name], value, atol=weight), name
 
 
 @pytest.mark.parametrize(

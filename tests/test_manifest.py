@@ -214,6 +214,17 @@ def test_audio_is_written_relative_to_the_manifest(folder: Path):
     assert len(manifest.read(path).samples) == 1
 
 
+def test_further_audio_of_a_row_is_probed_read_and_written_again(folder: Path):
+    path = written(folder, GOOD | {"more_audio": ["clips/2.wav"]})
+    (sample,) = manifest.read(path, needs=["audio"]).samples
+    assert sample.more_audio == (Audio(folder / "clips" / "2.wav"),)
+    again = folder / "again" / "train.jsonl"
+    manifest.write(again, rows_of([sample]))
+    assert json.loads(again.read_text())["more_audio"] == ["../clips/2.wav"]
+    with pytest.raises(UserError, match=r"audio empty: .*empty\.wav has no bytes"):
+        manifest.read(written(folder, GOOD | {"more_audio": ["clips/empty.wav"]}), needs=["audio"])
+
+
 def test_a_row_that_could_not_be_read_back_is_not_written(folder: Path):
     with pytest.raises(UserError, match="unknown key 'trancript'"):
         manifest.write(folder / "a.jsonl", [GOOD, {"id": "x", "trancript": "y"}])

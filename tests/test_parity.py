@@ -90,7 +90,9 @@ class Louder:
         return getattr(self._student, name)
 
     def vllm_input(self, prompt: Prompt):
-        return self._student.vllm_input(replace(prompt, features=prompt.features[::-1].copy(), audio_key="louder"))
+        return self._student.vllm_input(
+            replace(prompt, features=(prompt.features[0][::-1].copy(),), audio_key="louder")
+        )
 
 
 class Politer(Louder):

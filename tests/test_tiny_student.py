@@ -219,7 +219,7 @@ def test_vllm_gets_one_placeholder_for_each_audio_and_the_wave_once(small: Stude
     given = small.vllm_input(heard)
     assert given["prompt_token_ids"].count(small.placeholder_id) == 1
     wave, rate_hz = given["multi_modal_data"]["audio"]
-    assert (wave is heard.features, rate_hz) == (True, RATE_HZ)
+    assert (wave is heard.features[0], rate_hz) == (True, RATE_HZ)
     assert given["multi_modal_uuids"] == {"audio": heard.audio_key}
     asked = small.render(Sample("a", "Who is speaking?"), None)
     assert small.vllm_input(asked) == {"prompt_token_ids": list(asked.token_ids)}

@@ -64,7 +64,9 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     try:
         with beside.open("w", encoding="utf-8") as file:
             for row in rows:
-                fields = {**row, "audio": relative(row["audio"], path.parent)} if row.get("audio") else row
+                fields = {**row, "audio": relative(row["audio"], path.parent)} if row.get("audio") else {**row}
+                if fields.get("more_audio"):
+                    fields["more_audio"] = [relative(one, path.parent) for one in fields["more_audio"]]
                 parse(fields)
                 file.write(json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n")
         os.replace(beside, path)
@@ -107,3 +109,5 @@ def _probe(row: Row, folder: Path) -> None:
     if row.audio is None:
         raise UserError("audio missing: the row names none")
     audio.probe(Audio(folder / row.audio, row.start_s, row.end_s))
+    for file in row.more_audio:
+        audio.probe(Audio(folder / file))

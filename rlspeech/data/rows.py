@@ -50,6 +50,7 @@ class Row(Part):
 
     id: str = Field(min_length=1)
     audio: str | None = None  # relative to the manifest
+    more_audio: list[str] = []  # heard after it, in this order
     start_s: float = 0.0  # a stretch of the audio file
     end_s: float | None = None
     duration_s: float | None = None
@@ -103,6 +104,7 @@ def samples_of(row: Row, folder: Path, needs: Collection[Need]) -> list[Sample]:
                 id=f"{row.id}/{task.kind}" + (f"-{count}" if count > 1 else ""),
                 instruction=task.instruction,
                 audio=None if row.audio is None else Audio(folder / row.audio, row.start_s, row.end_s),
+                more_audio=tuple(Audio(folder / file) for file in row.more_audio),
                 transcript=row.transcript,
                 reference=task.answer,
                 lang=row.lang,
@@ -127,6 +129,7 @@ def rows_of(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"id": recording}
         if first.audio is not None:
             row |= {"audio": first.audio.path, "start_s": first.audio.start_s, "end_s": first.audio.end_s}
+            row |= {"more_audio": [one.path for one in first.more_audio]}
         row |= {"transcript": first.transcript, "lang": first.lang}
         row |= {
             "tags": {key: value for key, value in first.tags.items() if key not in OF_TASK},

@@ -80,7 +80,8 @@ class TorchLearner:
         for batch in batches:
             placed = on(batch, self.student.head().device)
             seen = look(policy_of(self.student, placed, temperature), placed, loss, self.objective)
-            (seen.objective / total).backward()
+            if seen.objective.requires_grad:  # text alone has no gradient where only what hears learns
+                (seen.objective / total).backward()
             sums.add(seen)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.optim.max_grad_norm))

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Phi4MultimodalAudioModel
+from transformers import Phi4MultimodalAudioModel, Phi4MultimodalFeatureExtractor
 
-from rlspeech.engines.vllm_phi4mm_audio import processing
+from rlspeech.engines.vllm_audio import Hearing, processing
 from rlspeech.errors import UserError
-from rlspeech.students._conformer import encode
+from rlspeech.students._conformer import STRIDE, encode, log_mel, samples_of
 from rlspeech.students._longrope import LongRope
 from rlspeech.students._phi4mm_lora import SPEECH, adapter_settings, adapter_tensors
 from rlspeech.students.phi4mm import ADAPTED, HEARING, PROJECTION
@@ -30,6 +30,13 @@ MODEL = "Phi4Multimodal"
 WINDOWS_AT_ONCE = 4
 ROWS = 3  # of position ids, which M-RoPE has; here they are all the same
 Weights = Iterable[tuple[str, Tensor]]
+AUDIO = Hearing(
+    extractor=Phi4MultimodalFeatureExtractor.from_pretrained,
+    features=log_mel,
+    placeholders=lambda frames: -(-frames // STRIDE),
+    samples=samples_of,
+    audio_id=lambda config: config.audio_config.audio_token_id,
+)
 
 
 def register() -> None:
@@ -175,7 +182,7 @@ def _model() -> type:
             loader = AutoWeightsLoader(self)
             return loader.load_weights(merge(weights) if merge else weights, mapper=self.hf_to_vllm_mapper)
 
-    processor, info, dummies = processing()
+    processor, info, dummies = processing(AUDIO)
     return MULTIMODAL_REGISTRY.register_processor(processor, info=info, dummy_inputs=dummies)(Phi4Multimodal)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 NAME = "shared_memory"
 
@@ -120,8 +120,24 @@ def _backend() -> type:
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
+            if self.device.type == "cpu":
+                _repack_tied_heads(self.model)
 
         def shutdown(self) -> None:
             return
 
     return SharedMemoryEngine
+
+
+def _repack_tied_heads(model: nn.Module) -> None:
+    """On a CPU, vLLM (0.32) multiplies by a packed copy, and packs that of an output projection for itself alone.
+
+    One that is tied to the embedding gets no weights of its own, so its copy would stay as it was: it is packed anew.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    held = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    embeddings = {id(module.weight) for module in held if not isinstance(module, ParallelLMHead)}
+    for module in held:
+        if isinstance(module, ParallelLMHead) and id(module.weight) in embeddings:
+            module.quant_method.process_weights_after_loading(module)

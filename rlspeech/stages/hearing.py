@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recording:
-    """An audio with all samples about it."""
+    """What is heard, with all samples about it."""
 
     samples: tuple[Sample, ...]
-    wave: Waveform
+    waves: tuple[Waveform, ...]
 
 
 @dataclass(frozen=True)
@@ -75,25 +75,25 @@ def _make(path: Path, recipe: Path) -> None:
 
 
 def listen(samples: Sequence[Sample]) -> list[Recording]:
-    """Consecutive samples of one audio with its sound. Raises UserError where a file cannot be read as sound."""
+    """Consecutive samples of the same audio with its sound. Raises UserError where a file cannot be read as sound."""
     recordings = []
-    for place, group in groupby(samples, key=lambda sample: sample.audio):
+    for (first, more), group in groupby(samples, key=lambda sample: (sample.audio, sample.more_audio)):
         together = tuple(group)
-        if place is None:
+        if first is None:
             raise UserError(f"{together[0].id}: no audio")
-        recordings.append(Recording(together, audio.read(place)))
+        recordings.append(Recording(together, tuple(audio.read(place) for place in (first, *more))))
     return recordings
 
 
 def hear(student: Student, recordings: Sequence[Recording]) -> list[Heard]:
     """The prompts of recordings, in their order."""
-    return [Heard(r.samples, tuple(student.render(sample, r.wave) for sample in r.samples)) for r in recordings]
+    return [Heard(r.samples, tuple(student.render(sample, r.waves) for sample in r.samples)) for r in recordings]
 
 
 def recordings_of(samples: Sequence[Sample], count: int) -> list[Sample]:
     """The samples of the first recordings."""
-    audios = list(dict.fromkeys(sample.audio for sample in samples))[:count]
-    return [sample for sample in samples if sample.audio in audios]
+    heard = list(dict.fromkeys((sample.audio, sample.more_audio) for sample in samples))[:count]
+    return [sample for sample in samples if (sample.audio, sample.more_audio) in heard]
 
 
 def flat(recordings: Sequence[Heard]) -> tuple[list[Sample], list[Prompt]]:

@@ -26,13 +26,14 @@ from rlspeech.types import Prompt, Sample, Waveform
 RATE_HZ = 16_000
 LINEAR_LAYERS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 CACHED_FRAMES = 400_000  # encoder outputs kept while the encoder is frozen: of 384 floats each, 600 MB
-SILENCE = Prompt((), np.zeros(RATE_HZ // 10, np.float32), "silence")  # heard where there is nothing to hear
+SILENCE = Prompt((), (np.zeros(RATE_HZ // 10, np.float32),), "silence")  # heard where there is nothing to hear
 
 
 @dataclass
 class Family:
     """A loaded student. Its model is trained in place."""
 
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = ()  # of config.json; strings alone: they are read without an import
     MODEL: ClassVar[type[PreTrainedModel]]
     EXTRACTOR: ClassVar[Any] = WhisperFeatureExtractor
     AUDIO: ClassVar[str]  # the token that stands for one audio embedding
@@ -49,6 +50,7 @@ class Family:
     FIXED: ClassVar[tuple[str, ...]] = ("embed_positions",)  # parts of the encoder that never learn
     frame_s: ClassVar[float] = 0.04
     framewise: ClassVar[bool] = True  # the projector reads each frame on its own
+    several: ClassVar[bool] = True  # a prompt may hold more than one audio
 
     model: Any
     folder: Path
@@ -144,44 +146,48 @@ class Family:
         """Encoder frames [..., H] as the language model reads them [..., D]."""
         return self.projector(frames)
 
-    def messages(self, sample: Sample, *, heard: bool) -> list[dict[str, Any]]:
+    def messages(self, sample: Sample, *, audios: int) -> list[dict[str, Any]]:
         """The chat that the family's template renders."""
-        audio = [{"type": "audio"}] if heard else []
+        audio = [{"type": "audio"}] * audios
         return [{"role": "user", "content": [*audio, {"type": "text", "text": sample.instruction}]}]
 
     # Prompts
 
-    def render(self, sample: Sample, audio: Waveform | None) -> Prompt:
-        """The sample as the family's chat format has it, placeholders expanded: the ids that its processor gives."""
+    def render(self, sample: Sample, audio: Waveform | Sequence[Waveform] | None) -> Prompt:
+        """The sample as the family's chat format has it, placeholders expanded: the ids that its processor gives.
+
+        Raises UserError where audio is too short to hear, too long, or more than the family hears in one prompt.
+        """
         for token in self.special_tokens():
             if token in sample.instruction:
                 raise UserError(f"{sample.id}: the instruction holds {token}, which stands for something else")
-        if audio is None:
-            return Prompt(tuple(self.prompt_ids(sample, None)))
-        frames = self._frames_of_all(sample, audio)
+        audios = () if audio is None else (audio,) if isinstance(audio, Waveform) else tuple(audio)
+        if len(audios) > 1 and not self.several:
+            raise UserError(f"{sample.id}: {len(audios)} audios; {self.family()} hears one in a prompt")
+        frames = [self._frames_of(sample, one) for one in audios]
         ids = self.prompt_ids(sample, frames)
-        self._check_context(sample, audio, len(ids), frames)
-        return Prompt(tuple(ids), audio.samples, _key(sample))
+        if not audios:
+            return Prompt(tuple(ids))
+        self._check_context(sample, sum(one.duration_s for one in audios), len(ids), sum(frames))
+        return Prompt(tuple(ids), tuple(one.samples for one in audios), _key(sample))
 
     def special_tokens(self) -> Sequence[str]:
         """Texts that the tokenizer does not read as text."""
         return self.tokenizer.all_special_tokens
 
-    def prompt_ids(self, sample: Sample, frames: int | None) -> list[int]:
-        """`frames` None: without audio."""
+    def prompt_ids(self, sample: Sample, frames: Sequence[int]) -> list[int]:
+        """`frames`: placeholders of each audio."""
         text = self.tokenizer.apply_chat_template(
-            self.messages(sample, heard=frames is not None),
+            self.messages(sample, audios=len(frames)),
             chat_template=self.settings.get("chat_template"),  # None: the tokenizer's own
             tokenize=False,
             add_generation_prompt=True,
         )
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        if frames is None:
-            return ids
-        at = ids.index(self.placeholder_id)
-        return [*ids[:at], *[self.placeholder_id] * frames, *ids[at + 1 :]]
+        counts = iter(frames)
+        return [token for one in ids for token in ([one] * next(counts) if one == self.placeholder_id else [one])]
 
-    def _frames_of_all(self, sample: Sample, audio: Waveform) -> int:
+    def _frames_of(self, sample: Sample, audio: Waveform) -> int:
         frames = sum(self.frames_of(len(piece)) for piece in self.pieces(audio.samples))
         if frames < 1:
             raise UserError(
@@ -191,12 +197,12 @@ class Family:
             raise UserError(f"{sample.id}: {audio.duration_s:.0f} s of audio; {self.longest_s:.0f} s fit")
         return frames
 
-    def _check_context(self, sample: Sample, audio: Waveform, tokens: int, frames: int) -> None:
+    def _check_context(self, sample: Sample, audio_s: float, tokens: int, frames: int) -> None:
         context = self.model.config.get_text_config().max_position_embeddings
         if tokens > context:
             fit_s = max(0, context - tokens + frames) * self.frame_s
             raise UserError(
-                f"{sample.id}: {audio.duration_s:.0f} s of audio make a prompt of {tokens} tokens, and the model's "
+                f"{sample.id}: {audio_s:.0f} s of audio make a prompt of {tokens} tokens, and the model's "
                 f"context is {context}; {fit_s:.0f} s fit"
             )
 
@@ -214,16 +220,24 @@ class Family:
         """One placeholder a piece of audio, which vLLM expands; it caches what it has heard under `audio_key`."""
         if prompt.features is None:
             return {"prompt_token_ids": list(prompt.token_ids)}
-        pieces = self.pieces(prompt.features)
-        first, count = prompt.token_ids.index(self.placeholder_id), prompt.token_ids.count(self.placeholder_id)
-        audio = [(piece, RATE_HZ) for piece in pieces]
-        keys = [f"{prompt.audio_key}#{number}" for number in range(len(pieces))]
-        one = len(pieces) == 1
+        pieces = [self.pieces(wave) for wave in prompt.features]
+        audio = [(piece, RATE_HZ) for cut in pieces for piece in cut]
+        keys = [f"{prompt.audio_key}#{number}" for number in range(len(audio))]
+        one = len(audio) == 1
         return {
-            "prompt_token_ids": [*prompt.token_ids[: first + len(pieces)], *prompt.token_ids[first + count :]],
+            "prompt_token_ids": self._one_a_piece(prompt.token_ids, pieces),
             "multi_modal_data": {"audio": audio[0] if one else audio},
             "multi_modal_uuids": {"audio": prompt.audio_key if one else keys},
         }
+
+    def _one_a_piece(self, token_ids: Sequence[int], pieces: Sequence[Sequence[np.ndarray]]) -> list[int]:
+        """The prompt with one placeholder a piece. Two audios may stand without a token between them."""
+        ids, at = [], 0
+        for cut in pieces:
+            first = token_ids.index(self.placeholder_id, at)
+            ids += [*token_ids[at:first], *[self.placeholder_id] * len(cut)]
+            at = first + sum(self.frames_of(len(piece)) for piece in cut)
+        return [*ids, *token_ids[at:]]
 
     def collate(self, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
         """Prompts with the audio of each row; `embed` encodes it."""
@@ -248,12 +262,15 @@ class Family:
         return embeddings.masked_scatter(is_sound_BT[..., None].expand_as(embeddings), audio)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Encoder output [F, H] of each audio; remembered while the encoder is frozen, but not with `always_encode`."""
+        """Encoder output [F, H] of what each prompt hears.
+
+        It is remembered while the encoder is frozen, but not with `always_encode`.
+        """
         for part in (self.tower, self.projector):
             part.eval()  # no dropout, and the norms' own means: as the sampler has it
         if self.always_encode or self._encoder_learns():
-            return self._encode([prompt.features for prompt in prompts])
-        missing = {p.audio_key: p.features for p in prompts if p.audio_key not in self._frames}
+            return self._encode([prompt.features or () for prompt in prompts])
+        missing = {p.audio_key: p.features or () for p in prompts if p.audio_key not in self._frames}
         with torch.no_grad():
             found = dict(zip(missing, self._encode(list(missing.values())), strict=True)) if missing else {}
         found |= {p.audio_key: self._frames[p.audio_key] for p in prompts if p.audio_key in self._frames}
@@ -266,10 +283,10 @@ class Family:
         named = self.tower.named_parameters(prefix=self.TOWER)
         return any(value.requires_grad and not self.is_projector(name) for name, value in named)
 
-    def _encode(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
-        pieces = [self.pieces(wave) for wave in waves]
-        heard = iter(self.hear([piece for cut in pieces for piece in cut]))
-        return [torch.cat([next(heard) for _ in cut]) for cut in pieces]
+    def _encode(self, heard: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        pieces = [[piece for wave in waves for piece in self.pieces(wave)] for waves in heard]
+        frames = iter(self.hear([piece for cut in pieces for piece in cut]))
+        return [torch.cat([next(frames) for _ in cut]) for cut in pieces]
 
     # What learns, and how it is saved
 
@@ -359,5 +376,5 @@ class Family:
 
 
 def _key(sample: Sample) -> str:
-    audio = sample.audio
-    return f"{audio.path}:{audio.start_s}:{audio.end_s}" if audio else sample.id
+    audios = (sample.audio, *sample.more_audio) if sample.audio else ()
+    return " ".join(f"{audio.path}:{audio.start_s}:{audio.end_s}" for audio in audios) or sample.id

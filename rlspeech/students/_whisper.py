@@ -6,6 +6,7 @@ F frames of an audio, H encoder's hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,19 +35,20 @@ class WhisperFamily(Family):
         windows = [window for one in cut for window in one]
         encoded: list[Tensor] = []
         for start in range(0, len(windows), self.windows_at_once):
-            chunk = [self._mel(window) for window in windows[start : start + self.windows_at_once]]
+            chunk = [log_mel(self.extractor, window) for window in windows[start : start + self.windows_at_once]]
             encoded += encode_windows(self.tower, chunk)
         heard = iter(encoded)
         joined = [torch.cat([next(heard) for _ in one]) for one in cut]
         return [frames[: self.frames_of(len(wave))] for frames, wave in zip(joined, waves, strict=True)]
 
-    def _mel(self, window: np.ndarray) -> tuple[Tensor, int]:
-        """Log-mel [bins, frames] of a window with a little silence behind it, and the frames that hold sound."""
-        sound = -(-len(window) // HOP)
-        length = min((sound + MARGIN_FRAMES) * HOP, self.window)
-        padded = np.pad(window, (0, length - len(window)))
-        mel = self.extractor(padded, sampling_rate=self.extractor.sampling_rate, padding=False, return_tensors="pt")
-        return mel.input_features[0], sound
+
+def log_mel(extractor: Any, window: np.ndarray) -> tuple[Tensor, int]:
+    """Log-mel [bins, frames] of a window with a little silence behind it, and the frames that hold sound."""
+    sound = -(-len(window) // HOP)
+    length = min((sound + MARGIN_FRAMES) * HOP, extractor.n_samples)
+    padded = np.pad(window, (0, length - len(window)))
+    mel = extractor(padded, sampling_rate=extractor.sampling_rate, padding=False, return_tensors="pt")
+    return mel.input_features[0], sound
 
 
 def mel_frames(samples: int, window: int) -> int:

@@ -6,8 +6,10 @@ from rlspeech.students._whisper import WhisperFamily
 
 
 class Student(WhisperFamily):
+    ARCHITECTURES = ("AudioFlamingo3ForConditionalGeneration",)
     MODEL = AudioFlamingo3ForConditionalGeneration
     AUDIO = "<sound>"
+    several = False
 
     @property
     def longest_s(self) -> float:

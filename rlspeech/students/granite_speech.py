@@ -7,18 +7,19 @@ the weights, once and for all, and text prompts then meet it too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import GraniteSpeechFeatureExtractor, GraniteSpeechForConditionalGeneration
+from transformers import GraniteSpeechForConditionalGeneration
 
 from rlspeech.errors import UserError
 from rlspeech.students._base import Family
 from rlspeech.students._checkpoint import set_in_config, write_model
+from rlspeech.students._granite_encoder import encode
+from rlspeech.students._granite_features import GraniteFeatures
 from rlspeech.types import Sample
 
 ADAPTER = "adapter_config.json"
@@ -29,8 +30,9 @@ SYSTEM = (  # of the model cards; a template's own would have the date of the da
 
 
 class Student(Family):
+    ARCHITECTURES = ("GraniteSpeechForConditionalGeneration",)
     MODEL = GraniteSpeechForConditionalGeneration
-    EXTRACTOR = GraniteSpeechFeatureExtractor
+    EXTRACTOR = GraniteFeatures
     AUDIO = "<|audio|>"
     END = "<|end_of_text|>"
     TOWER = "model.encoder"
@@ -53,28 +55,26 @@ class Student(Family):
                 f"{folder}: holds an adapter, {ADAPTER}; make it part of the weights: python -c 'from "
                 f'rlspeech.students.granite_speech import merge_adapter as m; m("{folder}", "OUT")\''
             )
-        if find_spec("torchaudio") is None:
-            raise UserError(f"{folder}: granite_speech takes its features by torchaudio, which is not installed")
         student = super().load(folder, dtype=dtype, weights=weights)
         student.decoder.norm.register_forward_hook(_scaled(student.model.config.text_config.logits_scaling))
         return student
 
-    def messages(self, sample: Sample, *, heard: bool) -> list[dict[str, Any]]:
-        user = f"{self.AUDIO if heard else ''}{sample.instruction}"
+    def messages(self, sample: Sample, *, audios: int) -> list[dict[str, Any]]:
+        user = f"{self.AUDIO * audios}{sample.instruction}"
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
 
     def frames_of(self, samples: int) -> int:
         (count,) = self.extractor._get_num_audio_features([samples])
-        return count
+        return count if samples >= self.extractor.least_samples else 0
 
     def hear(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
-        """Three rows a block of 15 frames of the encoder, five in each. Its convolutions see over all of an audio."""
+        """Three rows a block of 15 frames of the encoder, five in each. `windows_at_once` counts its blocks of 4 s."""
         return [self._hear(wave) for wave in waves]
 
     def _hear(self, wave: np.ndarray) -> Tensor:
         place = self.tower.input_linear.weight
-        mel = self.extractor([wave])["input_features"].to(place)
-        frames = self.tower(mel).last_hidden_state[0]
+        features = self.extractor.log_mel(torch.from_numpy(wave)).to(place)
+        frames = encode(self.tower, features, blocks_at_once=self.windows_at_once)
         config = self.model.config
         padded = nn.functional.pad(frames, (0, 0, 0, -len(frames) % config.window_size))
         return padded.reshape(-1, config.downsample_rate * frames.shape[1])

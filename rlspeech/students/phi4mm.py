@@ -35,13 +35,14 @@ WRITING = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
 
 
 class Phi4Multimodal(Phi4MultimodalForCausalLM):
-    def prepare_inputs_for_generation(self, *given: Any, **named: Any) -> Any:
+    def prepare_inputs_for_generation(self, *given: Any, **kwargs: Any) -> Any:  # `generate` looks for this last name
         """As every model does. The family's own reads the ids anew, without the audio, from a certain length on."""
-        return GenerationMixin.prepare_inputs_for_generation(self, *given, **named)
+        return GenerationMixin.prepare_inputs_for_generation(self, *given, **kwargs)
 
 
 @dataclass
 class Student(Family):
+    ARCHITECTURES = ("Phi4MultimodalForCausalLM", "Phi4MMForCausalLM")
     MODEL = Phi4Multimodal
     EXTRACTOR = Phi4MultimodalFeatureExtractor
     AUDIO = "<|audio|>"

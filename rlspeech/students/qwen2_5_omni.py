@@ -13,12 +13,17 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-from rlspeech.students._whisper import WhisperFamily
+from rlspeech.students._whisper import WhisperFamily, log_mel
 
 PARTS = ("audio_tower.", "visual.", "model.", "lm_head.")
 
 
 class Student(WhisperFamily):
+    ARCHITECTURES = (
+        "Qwen2_5OmniModel",
+        "Qwen2_5OmniForConditionalGeneration",
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+    )
     MODEL = Qwen2_5OmniThinkerForConditionalGeneration
     AUDIO = "<|AUDIO|>"
     TOWER = "audio_tower"
@@ -36,7 +41,7 @@ class Student(WhisperFamily):
 
     def _hear(self, wave: np.ndarray) -> Tensor:
         """What the tower puts into its last layer. It cuts the audio into blocks itself, which no attention crosses."""
-        mel, sound = self._mel(wave)
+        mel, sound = log_mel(self.extractor, wave)
         met: list[Tensor] = []
         handle = self.projector.register_forward_pre_hook(lambda module, given: met.append(given[0]))
         place = self.projector.weight

@@ -9,6 +9,7 @@ from rlspeech.students._whisper import WhisperFamily
 
 
 class Student(WhisperFamily):
+    ARCHITECTURES = ("Qwen2AudioForConditionalGeneration",)
     MODEL = Qwen2AudioForConditionalGeneration
     AUDIO = "<|AUDIO|>"
 

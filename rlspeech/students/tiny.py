@@ -12,6 +12,7 @@ from rlspeech.students._whisper import WhisperFamily
 class Student(WhisperFamily):
     MODEL = AudioFlamingo3ForConditionalGeneration
     AUDIO = SOUND
+    several = False
 
     @property
     def longest_s(self) -> float:

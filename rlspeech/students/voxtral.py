@@ -48,6 +48,7 @@ TURNED = re.compile(r"layers\.\d+\.attention\.w([qk])\.weight")  # rotary pairs:
 
 
 class Student(Family):
+    ARCHITECTURES = ("VoxtralForConditionalGeneration",)
     MODEL = VoxtralForConditionalGeneration
     AUDIO = "[AUDIO]"
     END = "</s>"
@@ -61,15 +62,14 @@ class Student(Family):
     def read_settings(cls, folder: Path) -> Mapping[str, Any]:
         return {}
 
-    def prompt_ids(self, sample: Sample, frames: int | None) -> list[int]:
+    def prompt_ids(self, sample: Sample, frames: Sequence[int]) -> list[int]:
         """As mistral-common writes the turn, which needs the sound itself for its audio: that is put in here."""
         chat = [{"role": "user", "content": sample.instruction}]
         ids = self.tokenizer.apply_chat_template(chat, return_dict=False)
-        if frames is None:
-            return ids
         begin, turn = (self.tokenizer.convert_tokens_to_ids(token) for token in (BEGIN_AUDIO, BEGIN_TURN))
         at = ids.index(turn) + 1
-        return [*ids[:at], begin, *[self.placeholder_id] * frames, *ids[at:]]
+        heard = [token for count in frames for token in (begin, *[self.placeholder_id] * count)]
+        return [*ids[:at], *heard, *ids[at:]]
 
     def vllm_input(self, prompt: Prompt) -> dict[str, Any]:
         """Here vLLM wants its placeholders expanded."""

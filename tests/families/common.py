@@ -1,5 +1,6 @@
 """What the small models of all families are made of: a real tokenizer, weights that matter, published names."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 from rlspeech.catalog import fetch, resolve
 from rlspeech.plugins import find_class
 
+Folder = Callable[..., Path]  # of a small model, by its settings
 ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 RATE_HZ = 16_000
 
@@ -81,3 +83,15 @@ def published(student: Any, model: PreTrainedModel) -> dict[str, Tensor]:
 def rename(published: dict[str, str], name: str) -> str:
     ours = next((ours for ours in published if name.startswith(ours)), "")
     return published.get(ours, "") + name.removeprefix(ours)
+
+
+def chat(question: str, waves: Sequence[Any]) -> list[dict[str, Any]]:
+    """One user's turn: audios, then the question."""
+    content = [*[{"type": "audio"}] * len(waves), {"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+def one_a_piece(text: str, token: str, pieces: Sequence[Sequence[Any]]) -> str:
+    """A prompt with the token of each audio once for each of its pieces."""
+    parts = text.split(token)
+    return parts[0] + "".join(token * len(cut) + part for cut, part in zip(pieces, parts[1:], strict=True))

@@ -1,6 +1,7 @@
 """A small Phi-4-multimodal in transformers' native format, and what its own processor makes of a question."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ class Pictures(BaseImageProcessor):
     """In the place of the family's own, which wants torchvision; no picture comes."""
 
 
+@cache
 def processor(folder: Path) -> Phi4MultimodalProcessor:
     return Phi4MultimodalProcessor(
         Pictures(),
@@ -106,10 +108,8 @@ def processor(folder: Path) -> Phi4MultimodalProcessor:
     )
 
 
-def inputs(folder: Path, wave: np.ndarray | None, question: str) -> Any:
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
     own = processor(folder)
-    content = [{"type": "text", "text": question}]
-    content = content if wave is None else [{"type": "audio"}, *content]
-    text = own.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    audio = {} if wave is None else {"audio": [wave], "sampling_rate": common.RATE_HZ}
+    text = own.apply_chat_template(common.chat(question, waves), add_generation_prompt=True)
+    audio = {"audio": list(waves), "sampling_rate": common.RATE_HZ} if waves else {}
     return own(text=[text], return_tensors="pt", **audio)

@@ -1,6 +1,7 @@
 """A small thinker of Qwen2.5-Omni. Its talker is not part of the folder."""
 
 import json
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,6 @@ from transformers import (
 
 MODEL = Qwen2_5OmniThinkerForConditionalGeneration
 STOPS_S = None  # the processor cuts audio off at 300 s; here it is heard in pieces
-VLLM_NEEDS = ("torchvision",)  # of transformers' processor of images and video, without which vLLM has no such class
 PIECE = 300 * common.RATE_HZ
 AUDIO = "<|AUDIO|>"
 NAMED = {
@@ -96,14 +96,17 @@ class ForSound(Qwen2_5OmniProcessor):
         return
 
 
-def inputs(folder: Path, wave: np.ndarray | None, question: str) -> Any:
+@cache
+def processor(folder: Path) -> ForSound:
     unseen = SimpleNamespace(merge_size=2, model_input_names=[])
     extractor, tokenizer = WhisperFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     template = ProcessorMixin.get_processor_dict(folder)[0]["chat_template"]
-    processor = ForSound(unseen, unseen, extractor, tokenizer, chat_template=template)
-    pieces = [] if wave is None else [wave[start : start + PIECE] for start in range(0, len(wave), PIECE)]
-    content = [{"type": "text", "text": question}]
-    content = [{"type": "audio"}, *content] if pieces else content
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    text = text.replace(AUDIO, AUDIO * len(pieces))
-    return processor(text=[text], audio=pieces or None, return_tensors="pt")
+    return ForSound(unseen, unseen, extractor, tokenizer, chat_template=template)
+
+
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
+    own = processor(folder)
+    pieces = [[wave[start : start + PIECE] for start in range(0, len(wave), PIECE)] for wave in waves]
+    text = own.apply_chat_template(common.chat(question, waves), add_generation_prompt=True)
+    heard = [piece for cut in pieces for piece in cut]
+    return own(text=[common.one_a_piece(text, AUDIO, pieces)], audio=heard or None, return_tensors="pt")

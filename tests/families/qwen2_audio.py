@@ -1,5 +1,6 @@
 """A small Qwen2-Audio, and what its own processor makes of a question about an audio."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,13 @@ def write(folder: Path, *, head_dim: int = 8, context: int = 2048) -> Path:
     return common.write("qwen2_audio", folder, MODEL(config), processor)
 
 
-def inputs(folder: Path, wave: np.ndarray | None, question: str) -> Any:
-    processor = AutoProcessor.from_pretrained(folder)
-    pieces = [] if wave is None else [wave[start : start + PIECE] for start in range(0, len(wave), PIECE)]
-    pieces = [piece for piece in pieces if len(piece) > 320] or pieces[:1]  # 20 ms are too short for it
-    content = [{"type": "text", "text": question}]
-    content = [{"type": "audio"}, *content] if pieces else content
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    text = text.replace(AUDIO, AUDIO * len(pieces))
-    return processor(text=[text], audio=pieces or None, return_tensors="pt")
+loaded = cache(AutoProcessor.from_pretrained)
+
+
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
+    processor = loaded(folder)
+    cut = [[wave[start : start + PIECE] for start in range(0, len(wave), PIECE)] for wave in waves]
+    pieces = [[piece for piece in one if len(piece) > 320] or one[:1] for one in cut]  # 20 ms are too short for it
+    text = processor.apply_chat_template(common.chat(question, waves), add_generation_prompt=True)
+    heard = [piece for one in pieces for piece in one]
+    return processor(text=[common.one_a_piece(text, AUDIO, pieces)], audio=heard or None, return_tensors="pt")

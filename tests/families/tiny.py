@@ -1,5 +1,6 @@
 """A small student of the tiny one's architecture."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,10 @@ def write_flamingo(family: str, folder: Path, template: str, *, head_dim: int, c
     return common.write(family, folder, MODEL(config), processor)
 
 
-def inputs(folder: Path, wave: np.ndarray | None, question: str) -> Any:
-    processor = AutoProcessor.from_pretrained(folder)
-    content = [{"type": "text", "text": question}]
-    content = content if wave is None else [{"type": "audio"}, *content]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return processor(text=[text], audio=None if wave is None else [wave], return_tensors="pt")
+loaded = cache(AutoProcessor.from_pretrained)
+
+
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
+    processor = loaded(folder)
+    text = processor.apply_chat_template(common.chat(question, waves), add_generation_prompt=True)
+    return processor(text=[text], audio=list(waves) or None, return_tensors="pt")

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,18 @@ def params(config: VoxtralConfig) -> dict[str, Any]:
     }
 
 
-def inputs(folder: Path, wave: np.ndarray | None, question: str) -> Any:
+@cache
+def processor(folder: Path) -> VoxtralProcessor:
     extractor = WhisperFeatureExtractor.from_pretrained(folder)
-    processor = VoxtralProcessor(extractor, MistralCommonBackend.from_pretrained(folder))
-    content: list[dict[str, str]] = [{"type": "text", "text": question}]
-    if wave is not None:
-        file = io.BytesIO()
-        soundfile.write(file, wave, common.RATE_HZ, format="WAV", subtype="FLOAT")
-        content = [{"type": "audio", "base64": base64.b64encode(file.getvalue()).decode()}, *content]
-    return processor.apply_chat_template([{"role": "user", "content": content}])
+    return VoxtralProcessor(extractor, MistralCommonBackend.from_pretrained(folder))
+
+
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
+    content = [*({"type": "audio", "base64": encoded(wave)} for wave in waves), {"type": "text", "text": question}]
+    return processor(folder).apply_chat_template([{"role": "user", "content": content}])
+
+
+def encoded(wave: np.ndarray) -> str:
+    file = io.BytesIO()
+    soundfile.write(file, wave, common.RATE_HZ, format="WAV", subtype="FLOAT")
+    return base64.b64encode(file.getvalue()).decode()
