@@ -74,7 +74,9 @@ class Student(Family):
     def _hear(self, wave: np.ndarray) -> Tensor:
         place = self.tower.input_linear.weight
         features = self.extractor.log_mel(torch.from_numpy(wave)).to(place)
-        frames = encode(self.tower, features, blocks_at_once=self.windows_at_once)
+        # Ranks that gather each layer's parameters go through it equally often.
+        blocks = len(features) if self.always_encode else self.windows_at_once
+        frames = encode(self.tower, features, blocks_at_once=blocks)
         config = self.model.config
         padded = nn.functional.pad(frames, (0, 0, 0, -len(frames) % config.window_size))
         return padded.reshape(-1, config.downsample_rate * frames.shape[1])

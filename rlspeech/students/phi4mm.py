@@ -23,7 +23,7 @@ from transformers.generation import GenerationMixin
 
 from rlspeech.errors import UserError
 from rlspeech.students._base import Family
-from rlspeech.students._conformer import encode, frames_of, log_mel
+from rlspeech.students._conformer import encode, frames_of, log_mel, windows_of
 from rlspeech.students._longrope import LongRope, Rotary
 from rlspeech.students._phi4mm_lora import SPEECH, adapter_settings, adapter_tensors
 from rlspeech.types import Prompt
@@ -85,6 +85,9 @@ class Student(Family):
 
     def frames_of(self, samples: int) -> int:
         return frames_of(self.extractor, samples)
+
+    def passes(self, waves: Sequence[np.ndarray]) -> int:
+        return -(-sum(windows_of(self.extractor, len(wave)) for wave in waves) // self.windows_at_once)
 
     def hear(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         mels = [log_mel(self.extractor, wave) for wave in waves]
