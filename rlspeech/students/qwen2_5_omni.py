@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-from rlspeech.students._whisper import WhisperFamily, log_mel
+from rlspeech.students._passes import in_pass
+from rlspeech.students._whisper import WhisperFamily, log_mel, mel_frames
 
+BLOCKS = 15  # of 2 s, in what `windows_at_once` counts
 PARTS = ("audio_tower.", "visual.", "model.", "lm_head.")
 
 
@@ -36,17 +38,29 @@ class Student(WhisperFamily):
     def piece(self) -> int:
         return self.window
 
+    @property
+    def span(self) -> int:
+        """Mel frames that go through the tower at once."""
+        return 2 * self.tower.n_window * BLOCKS * self.windows_at_once
+
+    def passes(self, waves: Sequence[np.ndarray]) -> int:
+        return sum(-(-mel_frames(len(wave), self.window) // self.span) for wave in waves)
+
     def hear(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         return [self._hear(wave) for wave in waves]
 
     def _hear(self, wave: np.ndarray) -> Tensor:
-        """What the tower puts into its last layer. It cuts the audio into blocks itself, which no attention crosses."""
+        """The tower cuts the audio into blocks itself, which nothing crosses."""
         mel, sound = log_mel(self.extractor, wave)
+        parts = mel[:, :sound].to(self.projector.weight).split(self.span, dim=1)
+        return torch.cat([in_pass(self._encoded, part) for part in parts])
+
+    def _encoded(self, mel: Tensor) -> Tensor:
+        """What the tower puts into its last layer."""
         met: list[Tensor] = []
         handle = self.projector.register_forward_pre_hook(lambda module, given: met.append(given[0]))
-        place = self.projector.weight
         try:
-            self.tower(mel[:, :sound].to(place), feature_lens=torch.tensor([sound], device=place.device))
+            self.tower(mel, feature_lens=torch.tensor([mel.shape[1]], device=mel.device))
         finally:
             handle.remove()
         return met[0]
