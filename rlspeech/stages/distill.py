@@ -22,7 +22,7 @@ from rlspeech.protocols import Learned, Loss, Sampling
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.chain import starting_point
 from rlspeech.stages.guard import Guard
-from rlspeech.stages.hearing import Data, Heard, flat, hear, read_data
+from rlspeech.stages.hearing import Data, Heard, audio_metrics, flat, hear, read_data
 from rlspeech.stages.held_out import HeldOut
 from rlspeech.stages.mixture import Mixture, Replies, check_mixture, writes
 from rlspeech.stages.models import lora_settings, use_threads
@@ -152,7 +152,8 @@ class Distillation:
     def _sample(self, step: int) -> Prepared:
         config, engines = self.config, self.engines
         chosen = batch_of_step(step, size=len(self.heard), batch=config.optim.batch, seed=config.seed)
-        samples, prompts = flat([self.heard[index] for index in chosen])
+        rows = [self.heard[index] for index in chosen]
+        samples, prompts = flat(rows)
         sampling = Sampling(**config.sampling.model_dump(), seed=config.seed * 1_000_003 + step)
         replies = self.mixture.replies(samples, prompts, sampling, step)
         rollouts = replies.scored
@@ -160,7 +161,8 @@ class Distillation:
         scored = engines.teacher.score([r.sample for r in rollouts], [r.completion for r in rollouts])
         score_s = time.monotonic() - started_s
         metrics = rollout_metrics(rollouts, step=step, sample_s=replies.sample_s, score_s=score_s)
-        metrics |= {**replies.metrics, **alignment_metrics(scored, rollouts), "time/sync_s": self.sync_s}
+        metrics |= {**audio_metrics(rows), **replies.metrics, **alignment_metrics(scored, rollouts)}
+        metrics["time/sync_s"] = self.sync_s
         return Prepared(self._batches(replies, scored), metrics, partial(self._look, step, rollouts))
 
     def _batches(self, replies: Replies, scored: Sequence[Scored]) -> list[TokenBatch]:

@@ -40,6 +40,7 @@ class Heard:
 
     samples: tuple[Sample, ...]
     prompts: tuple[Prompt, ...]
+    audio_s: float
 
 
 def read_data(config: Stage, needs: Sequence[Need], *, kinds: Sequence[str] = ()) -> Data:
@@ -96,13 +97,21 @@ def hear(student: Student, recordings: Sequence[Recording], *, reply_tokens: int
         room = len(reference_ids(student, sample)) if reply_tokens is None else reply_tokens
         return student.render(sample, waves, reply_tokens=room)
 
-    return [Heard(r.samples, tuple(render(sample, r.waves) for sample in r.samples)) for r in recordings]
+    return [
+        Heard(r.samples, tuple(render(sample, r.waves) for sample in r.samples), sum(w.duration_s for w in r.waves))
+        for r in recordings
+    ]
 
 
 def recordings_of(samples: Sequence[Sample], count: int) -> list[Sample]:
     """The samples of the first recordings."""
     heard = list(dict.fromkeys((sample.audio, sample.more_audio) for sample in samples))[:count]
     return [sample for sample in samples if (sample.audio, sample.more_audio) in heard]
+
+
+def audio_metrics(recordings: Sequence[Heard]) -> dict[str, float]:
+    """Of what is heard in one step."""
+    return {"data/audio_s": sum(recording.audio_s for recording in recordings)}
 
 
 def flat(recordings: Sequence[Heard]) -> tuple[list[Sample], list[Prompt]]:

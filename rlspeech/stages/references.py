@@ -8,7 +8,7 @@ from rlspeech.data.mixing import batch_of_step
 from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.losses.cross_entropy import Loss
 from rlspeech.protocols import Learned, Learner
-from rlspeech.stages.hearing import Heard, flat
+from rlspeech.stages.hearing import Heard, audio_metrics, flat
 from rlspeech.stages.training import Prepared
 from rlspeech.types import TokenBatch
 
@@ -28,6 +28,7 @@ class References:
         rows = [self.heard[index] for index in chosen]
         replies = sum(len(row.samples) for row in rows)
         metrics = {"data/replies": float(replies), "data/epochs": (step + 1) * optim.batch / len(self.heard)}
+        metrics |= audio_metrics(rows)
 
         def look(learned: Learned) -> Mapping[str, float]:
             due = (step + 1) % self.config.held_out.every_steps == 0 or step + 1 == optim.steps

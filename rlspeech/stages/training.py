@@ -115,7 +115,9 @@ def _steps(
             ended_s = time.monotonic()
             metrics = {**learned.metrics, **prepared.metrics}
             metrics |= {"time/step_s": ended_s - started_s, "time/learn_s": ended_s - ready_s}
-            metrics["learn/tokens_per_s"] = _positions(prepared.batches) / (ended_s - ready_s)
+            metrics["learn/positions"] = positions = _positions(prepared.batches)
+            metrics["learn/padding_share"] = 1 - positions / sum(batch.branch.numel() for batch in prepared.batches)
+            metrics["learn/tokens_per_s"] = positions / (ended_s - ready_s)
             metrics |= prepared.look(learned)
             run.append("metrics.jsonl", {"step": step + 1, **metrics})
             tick(step + 1, {"train/loss": metrics["train/loss"]})
@@ -146,6 +148,6 @@ def finish(run: RunDir, config: Stage, learner: Learner, metrics: Mapping[str, A
     log.info("%s: done, checkpoint in %s", stage, run.checkpoint)
 
 
-def _positions(batches: Sequence[TokenBatch]) -> int:
-    """Token positions that went through the model, padding apart."""
-    return int(sum((batch.branch >= 0).sum() for batch in batches))
+def _positions(batches: Sequence[TokenBatch]) -> float:
+    """That went through the model, padding apart."""
+    return float(sum((batch.branch >= 0).sum() for batch in batches))
