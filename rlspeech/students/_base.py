@@ -191,7 +191,7 @@ class Family:
         frames = sum(self.frames_of(len(piece)) for piece in self.pieces(audio.samples))
         if frames < 1:
             raise UserError(
-                f"{sample.id}: {audio.duration_s:.3f} s of audio is too short to hear; {self.frame_s} s is the least"
+                f"{sample.id}: {audio.duration_s:.3f} s of audio is too short to hear; {self.frame_s:.2g} s is the least"
             )
         if self.longest_s is not None and audio.duration_s > self.longest_s:
             raise UserError(f"{sample.id}: {audio.duration_s:.0f} s of audio; {self.longest_s:.0f} s fit")
@@ -337,8 +337,8 @@ class Family:
                 module.merged_adapters = []
 
     @property
-    def adapted(self) -> str:
-        """Pattern of the modules that LoRA is put on."""
+    def adapted(self) -> str | list[str]:
+        """Pattern or names of the modules that LoRA is put on."""
         return rf"{self.DECODER}\..*\.({LINEAR_LAYERS})"
 
     def is_decoder(self, parameter: str) -> bool:
