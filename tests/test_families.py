@@ -294,8 +294,8 @@ def test_an_instruction_with_a_special_token_is_refused(student: Any) -> None:
 def test_missing_and_unexpected_tensors_are_listed(folders: Folder, tmp_path: Path) -> None:
     folder = shutil.copytree(folders(), tmp_path / "damaged")
     tensors = load_file(folder / "model.safetensors")
-    lost = next(name for name in tensors if name.endswith("layers.1.mlp.down_proj.weight"))
-    cut = next(name for name in tensors if name.endswith("layers.0.mlp.down_proj.weight"))
+    lost = next(name for name in tensors if name.endswith("layers.1.self_attn.o_proj.weight"))
+    cut = next(name for name in tensors if name.endswith("layers.0.self_attn.o_proj.weight"))
     tensors["stray.weight"] = tensors.pop(lost)
     tensors[cut] = tensors[cut][:, 1:].contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -307,6 +307,30 @@ def test_missing_and_unexpected_tensors_are_listed(folders: Folder, tmp_path: Pa
     assert "unexpected: 1 (stray.weight)" in line
     assert "of another shape: 1 (" in line
     assert "\n" not in line
+
+
+def test_an_expert_without_a_matrix_is_seen(folders: Folder, tmp_path: Path) -> None:
+    folder = shutil.copytree(folders(), tmp_path / "damaged")
+    tensors = load_file(folder / "model.safetensors")
+    lost = next((name for name in tensors if name.endswith("layers.1.mlp.experts.2.up_proj.weight")), None)
+    if lost is None:
+        pytest.skip("no experts")
+    del tensors[lost]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="an expert lacks a matrix"):
+        StudentPlace.of(str(folder)).load()
+
+
+def test_parts_that_are_not_of_the_student_are_passed_over(student: Any, tmp_path: Path) -> None:
+    """Published models have them: a talker, a vocoder."""
+    if not student.UNREAD:
+        pytest.skip("the student is the whole model")
+    folder = shutil.copytree(student.folder, tmp_path / "whole")
+    tensors = load_file(folder / "model.safetensors")
+    more = {f"{part}layer.weight": torch.ones(2) for part in student.UNREAD}
+    save_file(tensors | more, folder / "model.safetensors", metadata={"format": "pt"})
+    again = StudentPlace.of(str(folder)).load()
+    assert torch.equal(logits(again, prompt(again, 1.0)), logits(student, prompt(student, 1.0)))
 
 
 def test_a_tokenizer_without_the_audio_token_says_so(family: str, folders: Folder, tmp_path: Path) -> None:

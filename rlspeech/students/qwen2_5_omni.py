@@ -28,6 +28,7 @@ class Student(WhisperFamily):
     PROJECTOR = "audio_tower.proj"
     DECODER = "model"
     PUBLISHED = _thinker.PUBLISHED
+    UNREAD = ("talker.", "token2wav.")
     FIXED = ("audio_bos_eos_token",)  # stands in no prompt
 
     @property

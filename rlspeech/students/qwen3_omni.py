@@ -33,6 +33,7 @@ class Student(Family):
     PROJECTOR = "audio_tower.proj1"  # and proj2
     DECODER = "model"
     PUBLISHED = _thinker.PUBLISHED
+    UNREAD = ("talker.", "code2wav.")
     FIXED = ()
     frame_s = MEL_IN_BLOCK / FRAMES_IN_BLOCK / 100
 
