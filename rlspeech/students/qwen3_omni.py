@@ -79,6 +79,16 @@ def placeholders(mel: int) -> int:
     return blocks * FRAMES_IN_BLOCK + -(-rest // MEL_IN_FRAME)
 
 
+def longest(frames: int) -> int:
+    """Samples of the longest audio that has no more placeholders.
+
+    >>> longest(13), longest(14), placeholders(longest(25) // HOP)
+    (16000, 17280, 25)
+    """
+    blocks, rest = divmod(frames, FRAMES_IN_BLOCK)
+    return (blocks * MEL_IN_BLOCK + rest * MEL_IN_FRAME) * HOP
+
+
 def each_expert(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Stacks [E, ...] of experts taken apart: gate and up lie one above the other in theirs."""
     for name, value in weights.items():
