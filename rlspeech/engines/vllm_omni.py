@@ -1,6 +1,6 @@
-"""The thinkers of Qwen2.5-Omni and Qwen3-Omni for vLLM, as far as they hear: nothing of pictures is loaded, nor needed.
+"""The thinkers of Qwen2.5-Omni and Qwen3-Omni for vLLM, as far as they hear: nothing of pictures is loaded or needed.
 
-vLLM's own classes (0.32) cannot be imported without torchvision. Their language models are taken from vLLM, the encoders
+vLLM's own classes (0.32) cannot be imported without torchvision. The language models are taken from vLLM, the encoders
 from transformers. Positions are M-RoPE's, which without pictures are the same in all of their rows.
 
 M mel frames.

@@ -191,9 +191,8 @@ class Family:
     def _frames_of(self, sample: Sample, audio: Waveform) -> int:
         frames = sum(self.frames_of(len(piece)) for piece in self.pieces(audio.samples))
         if frames < 1:
-            raise UserError(
-                f"{sample.id}: {audio.duration_s:.3f} s of audio is too short to hear; {self.frame_s:.2g} s is the least"
-            )
+            heard = f"{audio.duration_s:.3f} s of audio is too short to hear"
+            raise UserError(f"{sample.id}: {heard}; {self.frame_s:.2g} s is the least")
         if self.longest_s is not None and audio.duration_s > self.longest_s:
             raise UserError(f"{sample.id}: {audio.duration_s:.0f} s of audio; {self.longest_s:.0f} s fit")
         return frames

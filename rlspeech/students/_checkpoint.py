@@ -43,7 +43,8 @@ def read_model(
         if STACKING not in str(error):
             raise
         raise UserError(
-            f"{folder}: not the weights of a whole {kind.__name__}; an expert lacks a matrix, or has one of another shape"
+            f"{folder}: not the weights of a whole {kind.__name__}; "
+            "an expert lacks a matrix, or has one of another shape"
         ) from error
     wrong = {
         "missing": found["missing_keys"],

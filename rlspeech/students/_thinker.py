@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-PUBLISHED = {part: f"thinker.{part}" for part in ("audio_tower.", "visual.", "model.", "lm_head.")}
+THINKER = {part: f"thinker.{part}" for part in ("audio_tower.", "visual.", "model.", "lm_head.")}
 
 
 def encoded(tower: nn.Module, projector: nn.Module, mel: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-from rlspeech.students import _thinker
+from rlspeech.students._thinker import THINKER, encoded
 from rlspeech.students._whisper import WhisperFamily, log_mel
 
 
@@ -27,7 +27,7 @@ class Student(WhisperFamily):
     TOWER = "audio_tower"
     PROJECTOR = "audio_tower.proj"
     DECODER = "model"
-    PUBLISHED = _thinker.PUBLISHED
+    PUBLISHED = THINKER
     UNREAD = ("talker.", "token2wav.")
     FIXED = ("audio_bos_eos_token",)  # stands in no prompt
 
@@ -40,4 +40,4 @@ class Student(WhisperFamily):
 
     def _hear(self, wave: np.ndarray) -> Tensor:
         mel, sound = log_mel(self.extractor, wave)
-        return _thinker.encoded(self.tower, self.projector, mel[:, :sound])
+        return encoded(self.tower, self.projector, mel[:, :sound])

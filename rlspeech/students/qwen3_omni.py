@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
-from rlspeech.students import _thinker
 from rlspeech.students._base import Family
+from rlspeech.students._thinker import THINKER, encoded
 
 HOP = 160  # audio samples a mel frame
 MEL_IN_BLOCK, FRAMES_IN_BLOCK, MEL_IN_FRAME = 100, 13, 8  # the last frame of a whole block has but four
@@ -26,13 +26,13 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 class Student(Family):
-    ARCHITECTURES = ("Qwen3OmniMoeForConditionalGeneration",)
+    ARCHITECTURES = ("Qwen3OmniMoeForConditionalGeneration", "Qwen3OmniMoeThinkerForConditionalGeneration")
     MODEL = Qwen3OmniMoeThinkerForConditionalGeneration
     AUDIO = "<|audio_pad|>"
     TOWER = "audio_tower"
     PROJECTOR = "audio_tower.proj1"  # and proj2
     DECODER = "model"
-    PUBLISHED = _thinker.PUBLISHED
+    PUBLISHED = THINKER
     UNREAD = ("talker.", "code2wav.")
     FIXED = ()
     frame_s = MEL_IN_BLOCK / FRAMES_IN_BLOCK / 100
@@ -42,7 +42,7 @@ class Student(Family):
 
     def hear(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         """Each alone: beside a longer one, the last frames of audio below 1 s would hear its padding."""
-        return [_thinker.encoded(self.tower, self.projector, log_mel(self.extractor, wave)) for wave in waves]
+        return [encoded(self.tower, self.projector, log_mel(self.extractor, wave)) for wave in waves]
 
     def project(self, frames: Tensor) -> Tensor:
         tower: Any = self.tower
