@@ -47,6 +47,7 @@ class Family:
         "model.audio_tower.": "audio_tower.",
         "model.multi_modal_projector.": "multi_modal_projector.",
     }
+    UNREAD: ClassVar[tuple[str, ...]] = ()  # beginnings of published names that are no part of the student
     FIXED: ClassVar[tuple[str, ...]] = ("embed_positions",)  # parts of the encoder that never learn
     frame_s: ClassVar[float] = 0.04
     framewise: ClassVar[bool] = True  # the projector reads each frame on its own
@@ -72,7 +73,7 @@ class Family:
             if token not in vocabulary:
                 raise UserError(f"{folder}: its tokenizer has no token {token}, which {what} in {cls.family()}")
         extractor = cls.EXTRACTOR.from_pretrained(folder)
-        model = read_model(cls.MODEL, folder, dtype, weights=weights)
+        model = read_model(cls.MODEL, folder, dtype, weights=weights, unread=cls.UNREAD)
         audio_id = cls.audio_id(model.config)
         if audio_id != vocabulary[cls.AUDIO]:
             raise UserError(
@@ -195,9 +196,8 @@ class Family:
     def _frames_of(self, sample: Sample, audio: Waveform) -> int:
         frames = sum(self.frames_of(len(piece)) for piece in self.pieces(audio.samples))
         if frames < 1:
-            raise UserError(
-                f"{sample.id}: {audio.duration_s:.3f} s of audio is too short to hear; {self.frame_s} s is the least"
-            )
+            heard = f"{audio.duration_s:.3f} s of audio is too short to hear"
+            raise UserError(f"{sample.id}: {heard}; {self.frame_s:.2g} s is the least")
         if self.longest_s is not None and audio.duration_s > self.longest_s:
             raise UserError(f"{sample.id}: {audio.duration_s:.0f} s of audio; {self.longest_s:.0f} s fit")
         return frames
@@ -347,8 +347,8 @@ class Family:
                 module.merged_adapters = []
 
     @property
-    def adapted(self) -> str:
-        """Pattern of the modules that LoRA is put on."""
+    def adapted(self) -> str | list[str]:
+        """Pattern or names of the modules that LoRA is put on."""
         return rf"{self.DECODER}\..*\.({LINEAR_LAYERS})"
 
     def is_decoder(self, parameter: str) -> bool:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
+from rlspeech.students._thinker import THINKER, encoded
 from rlspeech.students._whisper import WhisperFamily, log_mel
-
-PARTS = ("audio_tower.", "visual.", "model.", "lm_head.")
 
 
 class Student(WhisperFamily):
@@ -29,7 +27,8 @@ class Student(WhisperFamily):
     TOWER = "audio_tower"
     PROJECTOR = "audio_tower.proj"
     DECODER = "model"
-    PUBLISHED = {part: f"thinker.{part}" for part in PARTS}  # noqa: RUF012
+    PUBLISHED = THINKER
+    UNREAD = ("talker.", "token2wav.")
     FIXED = ("audio_bos_eos_token",)  # stands in no prompt
 
     @property
@@ -40,13 +39,5 @@ class Student(WhisperFamily):
         return [self._hear(wave) for wave in waves]
 
     def _hear(self, wave: np.ndarray) -> Tensor:
-        """What the tower puts into its last layer. It cuts the audio into blocks itself, which no attention crosses."""
         mel, sound = log_mel(self.extractor, wave)
-        met: list[Tensor] = []
-        handle = self.projector.register_forward_pre_hook(lambda module, given: met.append(given[0]))
-        place = self.projector.weight
-        try:
-            self.tower(mel[:, :sound].to(place), feature_lens=torch.tensor([sound], device=place.device))
-        finally:
-            handle.remove()
-        return met[0]
+        return encoded(self.tower, self.projector, mel[:, :sound])
