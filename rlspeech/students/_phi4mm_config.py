@@ -78,7 +78,7 @@ def is_hub_layout(settings: Mapping[str, Any]) -> bool:
 
 def token_ids(folder: Path) -> dict[str, int]:
     """Ids of the special tokens of a folder in the hub's layout, by their names there."""
-    tokens = {token["content"]: token["id"] for token in _read(folder / "tokenizer.json")["added_tokens"]}
+    tokens = {token["content"]: token["id"] for token in _read(folder / "tokenizer.json").get("added_tokens", ())}
     absent = [name for name in (*TOKENS, *ENDS) if name not in tokens]
     if absent:
         raise UserError(f"{folder / 'tokenizer.json'}: no token {', '.join(absent)}, as Phi-4-multimodal's has")

@@ -138,12 +138,11 @@ def apart(trained: Path, new: Path, *, base: Path) -> None:
     check_tensors(trained, merged, {name: one.shape for name, one in before.items()}, f"the model of {base}")
     factors = _adapter(adapter, {name: one.shape for name, one in before.items()})
     _check_sums(trained, base, merged, before, adapter)
-    parts = [
-        {name: replace(one, dtype=merged[name].dtype) if ADAPTED.fullmatch(name) else merged[name]}
+    chosen = {
+        name: replace(one, dtype=merged[name].dtype) if ADAPTED.fullmatch(name) else merged[name]
         for name, one in before.items()
-    ]
-    chosen = {name: one for part in parts for name, one in part.items()}
-    files = [{name: chosen[name] for name in part} for part in by_file(before)]
+    }
+    parts = [{name: chosen[name] for name in part} for part in by_file(before)]
     with new_folder(new, [*chosen.values(), *factors.values()]) as folder:
         for file in sorted(trained.iterdir()):
             if file.is_file() and file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
@@ -152,7 +151,7 @@ def apart(trained: Path, new: Path, *, base: Path) -> None:
         shutil.copyfile(adapter / CONFIG, folder / SPEECH / CONFIG)
         if (base / VISION).is_dir():
             shutil.copytree(base / VISION, folder / VISION)
-        write_weights(folder, files)
+        write_weights(folder, parts)
 
 
 def to_hub(native: Path, new: Path, *, base: Path) -> None:
