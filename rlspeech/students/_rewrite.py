@@ -22,7 +22,13 @@ from rlspeech.students._checkpoint import told
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {  # integers count batches; quantised weights are of other types
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
 INDEX = "model.safetensors.index.json"
 GIB = 2**30
 
