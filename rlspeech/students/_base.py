@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin, Whisper
 
 from rlspeech.errors import UserError
 from rlspeech.students._checkpoint import read_model, write_model
+from rlspeech.students._rewrite import Conversion
 from rlspeech.types import Prompt, Sample, Waveform
 
 RATE_HZ = 16_000
@@ -52,6 +53,7 @@ class Family:
     frame_s: ClassVar[float] = 0.04
     framewise: ClassVar[bool] = True  # the projector reads each frame on its own
     several: ClassVar[bool] = True  # a prompt may hold more than one audio
+    CONVERSIONS: ClassVar[Mapping[str, Conversion]] = {}  # of `rlspeech convert`, by what --to calls it
 
     model: Any
     folder: Path
@@ -67,6 +69,7 @@ class Family:
     @classmethod
     def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Self:
         """Raises UserError where the tokenizer has not the family's tokens, or the weights are not whole."""
+        cls.check_layout(folder)
         tokenizer = cls.read_tokenizer(folder)
         vocabulary = tokenizer.get_vocab()
         for token, what in ((cls.AUDIO, "stands for audio"), (cls.END, "ends a reply")):
@@ -81,6 +84,10 @@ class Family:
                 f"its tokenizer {vocabulary[cls.AUDIO]} ({cls.AUDIO}); the two are not of one model"
             )
         return cls(model.eval().requires_grad_(False), folder, tokenizer, extractor, cls.read_settings(folder))
+
+    @classmethod
+    def check_layout(cls, folder: Path) -> None:
+        """Raises UserError where a folder has to be converted before it can be loaded."""
 
     @classmethod
     def family(cls) -> str:
