@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = needed.get(item.path, str(item.path))
         if group == "family":
-            group = getattr(item, "callspec", None) and item.callspec.params.get("family") or group
+            group = (getattr(item, "callspec", None) and item.callspec.params.get("family")) or group
         item.add_marker(pytest.mark.xdist_group(group))
 
 
