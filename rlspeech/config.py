@@ -32,7 +32,12 @@ class OptimConfig(Section):
 
     steps: Count = Field(description="optimiser steps")
     batch: Count = Field(8, description="audios a step, over all ranks")
-    micro_batch: Count = Field(8, description="audios in one forward pass")
+    micro_batch: Count = Field(8, description="audios in one forward pass, at most")
+    micro_batch_tokens: Count | None = Field(
+        None,
+        description="positions in one forward pass, at most, padding included; a longer audio stands alone; default: "
+        "any number",
+    )
     lr: Positive = Field(1e-4, description="peak learning rate of the adapter (LoRA) or the whole model")
     projector_lr: Positive | None = Field(None, description="peak learning rate of the projector; default: lr")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
@@ -40,6 +45,16 @@ class OptimConfig(Section):
     final_lr_share: Share = Field(0.1, description="share of the peak rate that the decay ends at")
     weight_decay: NotNegative = Field(0.0, description="decoupled weight decay")
     max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this global norm")
+
+
+class AudioConfig(Section):
+    """How the student hears."""
+
+    windows_at_once: Count | None = Field(
+        None,
+        description="windows of audio (of 30 s, as the family has it) in one pass of the encoder: fewer need less "
+        "memory; default: the family's own",
+    )
 
 
 class LoraConfig(Section):
@@ -64,7 +79,11 @@ class EvaluationConfig(Section):
 
     samples: Count = Field(24, description="audios of each held-out set, the first ones")
     max_tokens: Count = Field(40, description="longest reply, in the student's tokens")
-    batch: Count = Field(32, description="prompts decoded at once")
+    batch: Count = Field(32, description="prompts decoded at once, at most")
+    batch_tokens: Count = Field(
+        65_536,
+        description="tokens of the prompts decoded at once, at most, padding included; a longer one goes alone",
+    )
     compare_below_wer: Positive = Field(
         1.0, description="KL and the cascade are taken where the student's word error rate is below this"
     )
@@ -213,6 +232,7 @@ class Stage(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
     trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
     data: DataConfig
+    audio: AudioConfig = AudioConfig()
     optim: OptimConfig
     checkpoints: Checkpointing = Checkpointing()
 
@@ -282,6 +302,7 @@ class EvaluateConfig(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
     trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
     data: TestsConfig
+    audio: AudioConfig = AudioConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     reading: TeacherConfig = TeacherConfig()
     after: str = Field("start", description="the stage that made this student, as the report is to name it")
@@ -334,6 +355,21 @@ class ParityConfig(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
     trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
     vllm: VllmConfig = VllmConfig(max_model_len=2048, max_num_seqs=8)
+
+
+class ConvertConfig(Section):
+    """A model in another layout of its family, in a new folder."""
+
+    model: str = Field(description="short name, folder, run folder, or hub id of the speech LLM")
+    to: str = Field(
+        description="native: transformers' own layout, of a model downloaded in the hub's; apart: a trained "
+        "checkpoint's adapter beside the weights again; hub: back to the hub's layout (all of phi4mm); merged: a "
+        "published adapter as part of the weights (granite_speech)"
+    )
+    out: Path = Field(description="folder to write; refused where it is there")
+    base: Path | None = Field(
+        None, description="of apart: the native folder that the stage began with; of hub: the downloaded folder"
+    )
 
 
 class ServeConfig(Section):

@@ -43,6 +43,9 @@ class Student(Protocol):
     frame_s: float  # seconds of audio behind one placeholder
     end_token_id: int
     framewise: bool  # the projector reads each frame on its own
+    windows_at_once: int  # of audio in one pass of the encoder: bounds its memory
+    always_encode: bool  # a batch without audio, too, goes through encoder and projector: ranks may meet there
+    most_passes: Callable[[int], int]  # a rank's passes of the encoder to those of the rank that has most
 
     @property
     def placeholder_id(self) -> int:

@@ -44,6 +44,8 @@ class Case:
     lr: float = 1e-2
     micro_batch: int = 2
     silent: Sequence[int] = ()  # audios that are left out: their prompts are text
+    longest_s: float | None = None  # of the last audio, in place of its own length
+    windows_at_once: int | None = None
     temperature: float = 1.0
     objective: Objective = PLAIN
     sampled: bool = False  # the replies carry log-probs as if a sampler had written them
@@ -76,16 +78,19 @@ class Outcome:
 def student_of(case: Case) -> Student:
     torch.manual_seed(0)
     dtype = getattr(torch, case.settings.get("dtype", "float32"))
-    student = StudentPlace.of(str(case.folder)).load(dtype=dtype)
+    student = StudentPlace.of(str(case.folder), windows_at_once=case.windows_at_once).load(dtype=dtype)
     student.prepare(case.stage, case.lora, train_encoder=case.train_encoder)
     return student
 
 
-def rollouts_of(student: Student, silent: Sequence[int] = (), *, sampled: bool = False) -> list[Rollout]:
+def rollouts_of(
+    student: Student, silent: Sequence[int] = (), *, sampled: bool = False, longest_s: float | None = None
+) -> list[Rollout]:
     """Two questions about each of five audios of different lengths."""
     samples, prompts = [], []
-    for index in range(5):
-        noise = np.random.default_rng(index).normal(scale=0.1, size=9_000 + 4_000 * index).astype(np.float32)
+    sizes = [9_000 + 4_000 * index for index in range(4)] + [round(16_000 * longest_s) if longest_s else 25_000]
+    for index, size in enumerate(sizes):
+        noise = np.random.default_rng(index).normal(scale=0.1, size=size).astype(np.float32)
         for place, question in enumerate(QUESTIONS):
             sample = Sample(f"{index}/{place}", f"{question} ({index})", reference=f"Answer {place} to {index}.")
             audio = None if index in silent else Waveform(noise, 16_000)
@@ -105,7 +110,7 @@ def rollouts_of(student: Student, silent: Sequence[int] = (), *, sampled: bool =
 def batches_of(case: Case, student: Student, ranks: int = 1) -> list[TokenBatch]:
     if case.mixed:
         return mixed_batches(case, student, ranks)
-    rollouts = rollouts_of(student, case.silent, sampled=case.sampled)
+    rollouts = rollouts_of(student, case.silent, sampled=case.sampled, longest_s=case.longest_s)
     return make_batches(student, rollouts, micro_batch=case.micro_batch, ranks=ranks)
 
 

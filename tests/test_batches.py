@@ -17,7 +17,9 @@ from rlspeech.losses.cross_entropy import Loss as CrossEntropy
 from rlspeech.losses.k1 import Loss as K1
 from rlspeech.types import Completion, Policy, Prompt, Rollout, Sample, Scored, TokenBatch
 
-STUDENT = SimpleNamespace(end_token_id=0, collate=tuple)  # all of a student that batches are made with
+STUDENT = SimpleNamespace(  # all of a student that batches are made with
+    end_token_id=0, collate=tuple, first_position=lambda prompt: 0
+)
 
 
 def rollout(reply: list[int], *, audio: str = "", prompt: tuple[int, ...] = (1, 2), sampled: bool = True) -> Rollout:

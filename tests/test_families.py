@@ -5,6 +5,7 @@ family's own processor makes of a question. The witness is transformers alone.
 """
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,18 @@ RATE_HZ = 16_000
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
 QUESTION = "Who is speaking, and of what?"
 LONG = 131_072  # tokens of a context that holds half an hour
-SECONDS = (0.1, 0.5, 3.57, 29.99, 30.0, 30.01, 61.3, 301.7, 1800.0)
+SECONDS = (0.1, 0.5, 3.57, 30.0, 30.01, 301.7, 1800.0)
+
+
+@pytest.fixture(scope="session")
+def loaded(folders: Folder) -> Any:
+    return StudentPlace.of(str(folders())).load()
 
 
 @pytest.fixture
-def student(folders: Folder) -> Any:
-    return StudentPlace.of(str(folders())).load()
+def student(loaded: Any) -> Any:
+    """As if it had been loaded for this test."""
+    return replace(loaded, model=deepcopy(loaded.model), _frames={})
 
 
 @pytest.fixture(scope="session")
@@ -106,13 +113,20 @@ def adapted(student: Any) -> Any:
 
 @pytest.mark.parametrize("seconds", [None, *SECONDS])
 def test_prompt_ids_are_those_of_the_processor(built: Any, long_student: Any, seconds: float | None) -> None:
+    """And there are as many placeholders as the encoder has outputs."""
     if seconds and built.STOPS_S and seconds > built.STOPS_S:
         with pytest.raises(UserError, match=f"{seconds:.0f} s of audio; {built.STOPS_S} s fit"):
             prompt(long_student, seconds)
         return
     waves = [wave.samples for wave in waves_of(seconds)]
     theirs = built.inputs(long_student.folder, QUESTION, *waves)["input_ids"][0].tolist()
-    assert list(prompt(long_student, seconds).token_ids) == theirs
+    heard = prompt(long_student, seconds)
+    assert list(heard.token_ids) == theirs
+    if seconds:
+        (frames,) = long_student.encode([heard])
+        count = heard.token_ids.count(long_student.placeholder_id)
+        assert len(frames) == len(long_student.project(frames)) == count > 0
+        long_student._frames.clear()
 
 
 def test_two_audios_in_a_prompt_are_heard_in_their_order_or_refused(built: Any, student: Any) -> None:
@@ -130,17 +144,6 @@ def test_two_audios_in_a_prompt_are_heard_in_their_order_or_refused(built: Any, 
     orders = {"hiss first": (hiss, tone), "tone first": (tone, hiss)}
     one, other = (replace(both, features=waves, audio_key=key) for key, waves in orders.items())
     assert not torch.allclose(logits(student, one)[-1], logits(student, other)[-1], atol=1e-2)
-
-
-@pytest.mark.parametrize("seconds", SECONDS)
-def test_there_are_as_many_placeholders_as_encoder_outputs(built: Any, long_student: Any, seconds: float) -> None:
-    if built.STOPS_S and seconds > built.STOPS_S:
-        pytest.skip("refused")
-    heard = prompt(long_student, seconds)
-    count = heard.token_ids.count(long_student.placeholder_id)
-    (frames,) = long_student.encode([heard])
-    assert len(frames) == len(long_student.project(frames)) == count > 0
-    long_student._frames.clear()
 
 
 def test_audio_longer_than_the_context_says_how_many_seconds_fit(student: Any) -> None:
@@ -291,8 +294,6 @@ def test_an_instruction_with_a_special_token_is_refused(student: Any) -> None:
 @pytest.fixture(scope="module")
 def engine(built: Any, tmp_path_factory: pytest.TempPathFactory) -> VllmRollouts:
     """The one engine of a family, on an export that an adapter was merged into."""
-    for module in getattr(built, "VLLM_NEEDS", ()):
-        pytest.importorskip(module)
     folder = tmp_path_factory.mktemp("families")
     student = adapted(StudentPlace.of(str(built.write(folder / "published", head_dim=32, context=2048))).load())
     (folder / "exported").mkdir()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rlspeech.maths.packing import PADDING, SHARED, attention_mask, deal, pack, required
+from rlspeech.maths.packing import PADDING, SHARED, attention_mask, deal, needed_mask, pack, required
 from rlspeech.types import TokenBatch
 
 PAD = 0
@@ -99,6 +99,15 @@ def test_padding_sees_itself_alone_and_is_seen_by_nobody_else(groups: list[list[
     assert not bool((seen & either & ~itself).any())
 
 
+@given(group_lists)
+def test_only_what_is_not_causal_needs_a_mask(groups: list[list[Member]]):
+    branch = pack(groups, pad_id=PAD).branch
+    mask, found = attention_mask(branch), needed_mask(branch)
+    causal = torch.ones(branch.shape[1], branch.shape[1], dtype=torch.bool).tril().expand_as(mask)
+    assert (found is None) == (torch.equal(mask, causal) and branch.numel() > 0)
+    assert found is None or torch.equal(found, mask)
+
+
 def length(group: list[Member]) -> int:
     return pack([group], pad_id=PAD).input_ids.shape[1]
 
@@ -128,6 +137,30 @@ def test_ranks_differ_by_no_more_than_the_longest_group_where_memory_allows(grou
     batches = deal(groups, max_rows=max(1, len(groups)), ranks=ranks)
     loads = [sum(length(groups[index]) for batch in batches[rank::ranks] for index in batch) for rank in range(ranks)]
     assert max(loads) - min(loads) <= max(map(length, groups), default=0)
+
+
+@given(group_lists, st.integers(1, 4), st.integers(1, 12), st.integers(1, 3))
+def test_micro_batches_stay_within_rows_and_positions_but_for_a_group_that_is_longer(groups, rows, tokens, ranks):
+    batches = deal(groups, max_rows=rows, max_tokens=tokens, ranks=ranks)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(groups)))
+    assert len(batches) % ranks == 0
+    for batch in filter(None, batches):
+        width = max(length(groups[index]) for index in batch)
+        assert len(batch) <= rows
+        assert len(batch) == 1 or len(batch) * width <= tokens
+
+
+def test_half_an_hour_stands_alone_among_short_audios_and_little_is_padding():
+    """A meeting of 22,500 positions, 40 clips of 75 to 250: padding with it would be over nine tenths of the grid."""
+    groups = [[([1] * 22_500, [2] * 20)], *[[([1] * (75 + 175 * clip // 39), [2] * 10)] for clip in range(40)]]
+    batches = deal(groups, max_rows=16, max_tokens=4096)
+    assert batches[0] == [0]
+    grids = [len(batch) * max(length(groups[index]) for index in batch) for batch in batches]
+    used = sum(map(length, groups))
+    assert max(grids[1:]) <= 4096
+    assert 1 - used / sum(grids) < 0.05
+    alike = deal(groups, max_rows=16)
+    assert 1 - used / sum(len(b) * max(length(groups[i]) for i in b) for b in alike) > 0.9
 
 
 def test_two_ranks_are_dealt_by_length():

@@ -35,6 +35,7 @@ def make_batches(
     rollouts: Sequence[Rollout],
     *,
     micro_batch: int,
+    micro_batch_tokens: int | None = None,
     scored: Sequence[Scored] | None = None,
     teacher_head: Tensor | None = None,
     shares: Sequence[Tensor] | None = None,
@@ -42,6 +43,7 @@ def make_batches(
 ) -> list[TokenBatch]:
     """One row an audio, `micro_batch` rows at most. Prompts of one audio share its positions.
 
+    `micro_batch_tokens`: positions of a micro-batch at most, padding included; a longer row stands alone.
     `shares`: for each rollout, what its tokens count for; a teacher's weight is multiplied with it.
 
     Batch i belongs to rank i % ranks, and every rank has equally many. Where there is no row for a rank's turn it gets
@@ -52,7 +54,7 @@ def make_batches(
         groups.setdefault(rollout.prompt.audio_key or rollout.prompt.token_ids, []).append(index)
     rows = list(groups.values())
     members = [[(rollouts[i].prompt.token_ids, rollouts[i].completion.token_ids) for i in row] for row in rows]
-    turns = deal(members, max_rows=micro_batch, ranks=ranks)
+    turns = deal(members, max_rows=micro_batch, max_tokens=micro_batch_tokens, ranks=ranks)
     spare = min(range(len(rows)), key=lambda row: sum(len(p) + len(r) for p, r in members[row]), default=0)
     batches = []
     for turn in turns:

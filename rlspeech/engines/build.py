@@ -12,7 +12,7 @@ from typing import Any
 from rlspeech.catalog import is_url
 from rlspeech.config import DistillConfig, Stage, TeacherConfig
 from rlspeech.engines.learner_torch import TorchLearner
-from rlspeech.engines.loading import StudentPlace, teacher_folder, tokenizer_place
+from rlspeech.engines.loading import StudentPlace, student_place, teacher_folder, tokenizer_place
 from rlspeech.engines.measure import Objective
 from rlspeech.engines.retokenise import Rereader
 from rlspeech.engines.rollout_transformers import TransformersRollouts
@@ -42,7 +42,7 @@ def build(config: DistillConfig, start: str, *, lora: Mapping[str, Any] | None) 
 
     Raises UserError where something asked for is not there.
     """
-    place = StudentPlace.of(start, trust_remote_code=config.trust_remote_code)
+    place = student_place(config, start)
     prepare = {"stage": "distill", "lora": lora, "train_projector": config.train_projector}
     if config.cluster is not None:
         from rlspeech.engines.cluster_build import build_on_cluster
@@ -61,8 +61,9 @@ def build_learner(config: Stage, student: Student) -> Learner:
     return TorchLearner.of(student, config.optim)
 
 
-def build_rollouts(student: Student, batch: int = 32) -> RolloutEngine:
-    return TransformersRollouts(student, batch)
+def build_rollouts(student: Student, *limits: int) -> RolloutEngine:
+    """`limits`: replies, and tokens of their prompts, at once."""
+    return TransformersRollouts(student, *limits)
 
 
 def build_teacher(

@@ -73,6 +73,14 @@ class Whole(nn.Module):
         return self.scorer(self.hidden(batch), batch, how)
 
 
+def _largest(count: int) -> int:
+    """Over all ranks."""
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    found = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
 @dataclass
 class DeepspeedRank:
     student: Student
@@ -108,6 +116,8 @@ class DeepspeedRank:
             student.decoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # Ranks meet wherever parameters are gathered or gradients are summed: none may skip tower and projector there.
         student.always_encode = zero == 3 or _audio_learns(student)
+        if zero == 3:
+            student.most_passes = _largest
         module = Whole(student)
         given = engine_settings(optim, settings, zero=zero, half=half, small=small)
         engine, *_ = deepspeed.initialize(model=module, optimizer=_adam(student, optim, settings), config=given)

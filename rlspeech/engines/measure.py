@@ -16,7 +16,7 @@ from rlspeech.config import DistillConfig, ImportanceConfig
 from rlspeech.errors import UserError
 from rlspeech.maths.importance import ratios
 from rlspeech.maths.logprobs import smoothed_cross_entropy, token_logprobs
-from rlspeech.maths.packing import attention_mask, tokens_of
+from rlspeech.maths.packing import needed_mask, tokens_of
 from rlspeech.maths.spans import summed
 from rlspeech.maths.token_weights import divergence_weights
 from rlspeech.protocols import Learned, Loss, Metrics, Student
@@ -33,7 +33,7 @@ def hidden_of(student: Student, batch: TokenBatch) -> Tensor:
     """Hidden states at the reply positions [N, D], with their graph. The batch is on the model's device."""
     hidden_BTD = student.decoder(
         inputs_embeds=student.embed(batch.input_ids, batch.features),
-        attention_mask=attention_mask(batch.branch),
+        attention_mask=needed_mask(batch.branch),
         position_ids=batch.position_ids,
         use_cache=False,
     ).last_hidden_state

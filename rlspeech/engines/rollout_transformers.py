@@ -16,7 +16,8 @@ class TransformersRollouts:
     """Prompts that hear the same audio are read together: the audio is encoded and prefilled once."""
 
     student: Student
-    batch: int = 32  # replies written at once
+    batch: int = 32  # replies written at once, at most
+    batch_tokens: int = 65_536  # of their prompts, at most, padding included; a longer group stands alone
     version: int = 0
 
     def generate(self, samples: Sequence[Sample], prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
@@ -25,7 +26,7 @@ class TransformersRollouts:
         self.student.model.eval()
         found: dict[int, list[Written]] = {}
         with self.student.merged():
-            for number, chunk in enumerate(_chunks(groups, prompts, self.batch, sampling.n)):
+            for number, chunk in enumerate(self._chunks(groups, prompts, sampling.n)):
                 seeded = replace(sampling, seed=(sampling.seed * 1_000_003 + number) % 2**63)
                 found |= self._write(chunk, prompts, seeded)
         self.student.model.train(training)
@@ -38,6 +39,19 @@ class TransformersRollouts:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """The weights are the learner's own: there is nothing to copy."""
         self.version = version
+
+    def _chunks(self, groups: Sequence[list[int]], prompts: Sequence[Prompt], n: int) -> list[list[list[int]]]:
+        """Groups of like length together; a group is never split."""
+        chunks: list[list[list[int]]] = []
+        size = 0
+        for group in sorted(groups, key=lambda group: (len(prompts[group[0]].token_ids), group)):
+            longest = len(prompts[group[0]].token_ids)
+            size += len(group) * n
+            if not chunks or size > self.batch or (len(chunks[-1]) + 1) * longest > self.batch_tokens:
+                chunks.append([])
+                size = len(group) * n
+            chunks[-1].append(group)
+        return chunks
 
     def _write(
         self, groups: Sequence[Sequence[int]], prompts: Sequence[Prompt], sampling: Sampling
@@ -79,16 +93,3 @@ def _by_audio(prompts: Sequence[Prompt]) -> list[list[int]]:
     for index, prompt in enumerate(prompts):
         groups.setdefault(prompt.audio_key or index, []).append(index)
     return list(groups.values())
-
-
-def _chunks(groups: Sequence[list[int]], prompts: Sequence[Prompt], batch: int, n: int) -> list[list[list[int]]]:
-    """Groups of like length together, about `batch` replies to a chunk; a group is never split."""
-    chunks: list[list[list[int]]] = []
-    size = batch
-    for group in sorted(groups, key=lambda group: (len(prompts[group[0]].token_ids), group)):
-        if size + len(group) * n > batch:
-            chunks.append([])
-            size = 0
-        chunks[-1].append(group)
-        size += len(group) * n
-    return chunks

@@ -15,7 +15,7 @@ from rlspeech.engines.decoding import generate
 from rlspeech.engines.teacher_text import Reading
 from rlspeech.engines.thoughts import answer_of
 from rlspeech.maths.logprobs import CHUNK, logits, token_logprobs
-from rlspeech.maths.packing import attention_mask, pack
+from rlspeech.maths.packing import needed_mask, pack
 from rlspeech.protocols import Sampling
 from rlspeech.types import Completion, Sample, Scored
 
@@ -62,7 +62,7 @@ class TransformersTeacher:
             packed = pack(members, pad_id=0)
             hidden_BTD = self.model.get_decoder()(
                 input_ids=packed.input_ids,
-                attention_mask=attention_mask(packed.branch),
+                attention_mask=needed_mask(packed.branch),
                 position_ids=packed.position_ids,
                 use_cache=False,
             ).last_hidden_state

@@ -69,6 +69,17 @@ def pack(groups: Sequence[Sequence[Member]], *, pad_id: int) -> Packed:
     )
 
 
+def needed_mask(branch_BT: Tensor) -> Tensor | None:
+    """`attention_mask`, or None where no row has padding or a second branch: that is causal attention.
+
+    Half an hour of audio makes 22,500 positions, and their mask would fill 500 MB, in float32 2 GB.
+    """
+    is_whole = branch_BT.numel() > 0 and bool(branch_BT.min() >= SHARED)
+    if is_whole and all(len(row[row > SHARED].unique()) <= 1 for row in branch_BT):
+        return None
+    return attention_mask(branch_BT)
+
+
 def attention_mask(branch_BT: Tensor) -> Tensor:
     """Bool [B, 1, T, T], True where position t may attend to s (the last): s <= t, in the prefix or t's branch.
 
@@ -84,15 +95,19 @@ def attention_mask(branch_BT: Tensor) -> Tensor:
     return (seen_BTT | itself_TT)[:, None]
 
 
-def deal(groups: Sequence[Sequence[Member]], *, max_rows: int, ranks: int = 1) -> list[list[int]]:
+def deal(
+    groups: Sequence[Sequence[Member]], *, max_rows: int, max_tokens: int | None = None, ranks: int = 1
+) -> list[list[int]]:
     """Micro-batches of at most `max_rows` groups of like length, as indices; the i-th is for rank i % ranks.
 
     Every group is in exactly one. All ranks have equally many, and no more than are needed; their groups are of about
     the same length together. Those of a rank with too few groups for that are empty. A rank's longest come first, so
     that a lack of memory shows at the first forward pass.
+
+    `max_tokens`: positions of a micro-batch, padding included; a longer group stands alone.
     """
-    if max_rows < 1 or ranks < 1:
-        raise ValueError(f"max_rows and ranks must be at least 1, got {max_rows} and {ranks}")
+    if max_rows < 1 or ranks < 1 or (max_tokens or 1) < 1:
+        raise ValueError(f"max_rows, max_tokens and ranks must be at least 1, got {max_rows}, {max_tokens} and {ranks}")
     lengths = [len(_row(group).input_ids) for group in groups]
     order = sorted(range(len(groups)), key=lambda index: (-lengths[index], index))
     rounds = -(-len(groups) // (ranks * max_rows))
@@ -100,8 +115,12 @@ def deal(groups: Sequence[Sequence[Member]], *, max_rows: int, ranks: int = 1) -
     for index in order:  # each to the rank that has least to do
         free = [hand for hand in hands if len(hand) < rounds * max_rows]
         min(free, key=lambda hand: sum(lengths[other] for other in hand)).append(index)
-    dealt = [_even(hand, rounds) for hand in hands]
-    return [pieces[turn] for turn in range(rounds) for pieces in dealt]
+    if max_tokens is None:
+        dealt = [_even(hand, rounds) for hand in hands]
+    else:
+        dealt = [_within(hand, lengths, max_rows, max_tokens) for hand in hands]
+        rounds = max(map(len, dealt))
+    return [pieces[turn] if turn < len(pieces) else [] for turn in range(rounds) for pieces in dealt]
 
 
 def _even(hand: Sequence[int], pieces: int) -> list[list[int]]:
@@ -110,6 +129,18 @@ def _even(hand: Sequence[int], pieces: int) -> list[list[int]]:
         return [[index] for index in hand] + [[] for _ in range(pieces - len(hand))]
     bounds = [len(hand) * piece // pieces for piece in range(pieces + 1)]
     return [list(hand[start:end]) for start, end in pairwise(bounds)]
+
+
+def _within(hand: Sequence[int], lengths: Sequence[int], max_rows: int, max_tokens: int) -> list[list[int]]:
+    """Consecutive pieces of at most so many rows and positions; the first row of a piece is its longest."""
+    pieces: list[list[int]] = []
+    for index in hand:
+        piece = pieces[-1] if pieces else []
+        if not piece or len(piece) == max_rows or (len(piece) + 1) * lengths[piece[0]] > max_tokens:
+            pieces.append([index])
+        else:
+            piece.append(index)
+    return pieces
 
 
 def required(batch: TokenBatch, name: str) -> Tensor:

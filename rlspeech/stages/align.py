@@ -6,7 +6,7 @@ from rlspeech.config import AlignConfig
 from rlspeech.data.rows import Need
 from rlspeech.engines.build import build_learner
 from rlspeech.engines.frame_alignment import place_frames
-from rlspeech.engines.loading import StudentPlace
+from rlspeech.engines.loading import student_place
 from rlspeech.losses.cross_entropy import Loss
 from rlspeech.protocols import Metrics, Student
 from rlspeech.run_dir import RunDir
@@ -31,7 +31,7 @@ def run(config: AlignConfig, *, resume: bool = False) -> None:
 
 def _align(config: AlignConfig, folder: RunDir, data: Data, start: str) -> None:
     use_threads(config.threads, config.seed)
-    student = StudentPlace.of(start, trust_remote_code=config.trust_remote_code).load()
+    student = student_place(config, start).load()
     heard = hear(student, data.train)
     student.prepare("align")
     if config.frames.steps and folder.latest_state() is None:

@@ -51,6 +51,7 @@ def _distill(config: DistillConfig, folder: RunDir, loss: Loss, data: Data, star
             {name: hear(engines.student, found) for name, found in data.tests.items()},
             max_tokens=config.sampling.max_tokens,
             micro_batch=config.optim.micro_batch,
+            micro_batch_tokens=config.optim.micro_batch_tokens,
         )
         with Distillation(config, folder, hear(engines.student, data.train), engines, held_out) as job:
             metrics = learn(
@@ -156,6 +157,7 @@ class Distillation:
             engines.student,
             rollouts,
             micro_batch=config.optim.micro_batch,
+            micro_batch_tokens=config.optim.micro_batch_tokens,
             scored=[*scored, *unscored(scored, replies.written)],
             teacher_head=engines.teacher.head(),
             shares=token_shares(config, engines.student, rollouts),

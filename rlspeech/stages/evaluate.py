@@ -13,7 +13,7 @@ from rlspeech.config import EvaluateConfig
 from rlspeech.data.manifest import relative
 from rlspeech.data.rows import Need
 from rlspeech.engines.build import build_rollouts, build_teacher
-from rlspeech.engines.loading import StudentPlace, teacher_folder
+from rlspeech.engines.loading import student_place, teacher_folder
 from rlspeech.engines.measure import measure
 from rlspeech.errors import UserError
 from rlspeech.maths.scores import TRANSCRIBE, score
@@ -26,7 +26,7 @@ from rlspeech.stages.progress import progress
 from rlspeech.stages.rollout_records import row
 from rlspeech.types import Rollout, Sample
 
-MICRO_BATCH = 8  # audios in one forward pass
+MICRO_BATCH = 8  # audios in one forward pass, at most
 
 
 def run(config: EvaluateConfig) -> None:
@@ -45,7 +45,7 @@ def run(config: EvaluateConfig) -> None:
     try:
         use_threads(config.threads, config.seed)
         trust = {"trust_remote_code": config.trust_remote_code}
-        student = StudentPlace.of(config.student, **trust).load()
+        student = student_place(config, config.student).load()
         model = teacher_folder(config.teacher, **trust) if config.teacher else None
         teacher = build_teacher(model, config.reading, student, **trust) if model else None
         folder.write_json("evaluation.json", Evaluation(config, folder, student, teacher).of(tests))
@@ -114,7 +114,8 @@ class Evaluation:
         return scores, rows
 
     def _rollouts(self, recordings: Sequence[Recording]) -> list[Rollout]:
-        engine = build_rollouts(self.student, self.config.evaluation.batch)
+        limits = self.config.evaluation
+        engine = build_rollouts(self.student, limits.batch, limits.batch_tokens)
         sampling = Sampling(max_tokens=self.config.evaluation.max_tokens, seed=self.config.seed)
         return engine.generate(*flat(hear(self.student, recordings)), sampling)
 
@@ -125,7 +126,8 @@ class Evaluation:
         if not asked:
             return {}
         evaluate = partial(measure, self.student)
-        learned = divergence(teacher, self.student, [rollouts[i] for i in asked], evaluate, micro_batch=MICRO_BATCH)
+        limits = {"micro_batch": MICRO_BATCH, "micro_batch_tokens": self.config.evaluation.batch_tokens}
+        learned = divergence(teacher, self.student, [rollouts[i] for i in asked], evaluate, **limits)
         return {asked[place]: values for place, values in learned.token_kl_nats.items()}
 
     def _cascade(self, teacher: Teacher, samples: Sequence[Sample], replies: Sequence[str]) -> list[str | None]:

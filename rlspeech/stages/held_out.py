@@ -21,6 +21,7 @@ class HeldOut:
     sets: Mapping[str, Sequence[Heard]]
     max_tokens: int
     micro_batch: int
+    micro_batch_tokens: int | None
 
     def measure(self, engines: Engines, *, version: int) -> dict[str, float]:
         """KL(student || teacher) in nats at temperature 1, for each set: per token, and per byte of the replies.
@@ -45,6 +46,7 @@ class HeldOut:
             rollouts,
             learner.evaluate,
             micro_batch=self.micro_batch,
+            micro_batch_tokens=self.micro_batch_tokens,
             ranks=learner.ranks,
         )
         nats = sum(sum(values) for values in measured.token_kl_nats.values())
@@ -59,11 +61,18 @@ def divergence(
     evaluate: Evaluate,
     *,
     micro_batch: int,
+    micro_batch_tokens: int | None = None,
     ranks: int = 1,
 ) -> Learned:
     """KL(student || teacher) at every token of given replies, at temperature 1."""
     scored = teacher.score([r.sample for r in rollouts], [r.completion for r in rollouts])
     batches = make_batches(
-        student, rollouts, micro_batch=micro_batch, scored=scored, teacher_head=teacher.head(), ranks=ranks
+        student,
+        rollouts,
+        micro_batch=micro_batch,
+        micro_batch_tokens=micro_batch_tokens,
+        scored=scored,
+        teacher_head=teacher.head(),
+        ranks=ranks,
     )
     return evaluate(batches, Loss())

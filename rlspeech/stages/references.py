@@ -43,6 +43,7 @@ class References:
         }
 
     def _batches(self, rows: Sequence[Heard]) -> list[TokenBatch]:
-        student = self.learner.student
+        student, optim = self.learner.student, self.config.optim
         rollouts = reference_rollouts(student, *flat(rows))
-        return make_batches(student, rollouts, micro_batch=self.config.optim.micro_batch)
+        limits = {"micro_batch": optim.micro_batch, "micro_batch_tokens": optim.micro_batch_tokens}
+        return make_batches(student, rollouts, **limits)

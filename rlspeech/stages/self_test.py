@@ -17,7 +17,7 @@ from rlspeech.catalog import fetch, is_url, resolve
 from rlspeech.config import DistillConfig
 from rlspeech.engines.batches import make_batches
 from rlspeech.engines.build import build_local_teachers, reading_of
-from rlspeech.engines.loading import StudentPlace, trusted
+from rlspeech.engines.loading import student_place, trusted
 from rlspeech.engines.measure import measure
 from rlspeech.engines.retokenise import Rereader
 from rlspeech.engines.rollout_transformers import TransformersRollouts
@@ -81,7 +81,7 @@ def _student(config: DistillConfig) -> Student:
     """A speech LLM, which is asked without audio, or a text model."""
     resolved = resolve(config.student)
     if resolved.family is not None:
-        return StudentPlace.of(config.student, trust_remote_code=config.trust_remote_code).load()
+        return student_place(config, config.student).load()
     return TextStudent.load(trusted(fetch(resolved), config.trust_remote_code))  # type: ignore[return-value]
 
 

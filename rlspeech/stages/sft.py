@@ -2,7 +2,7 @@
 
 from rlspeech.config import SftConfig
 from rlspeech.engines.build import build_learner
-from rlspeech.engines.loading import StudentPlace
+from rlspeech.engines.loading import student_place
 from rlspeech.losses.cross_entropy import Loss
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.chain import starting_point
@@ -24,7 +24,7 @@ def run(config: SftConfig, *, resume: bool = False) -> None:
 
 def _tune(config: SftConfig, folder: RunDir, data: Data, start: str) -> None:
     use_threads(config.threads, config.seed)
-    student = StudentPlace.of(start, trust_remote_code=config.trust_remote_code).load()
+    student = student_place(config, start).load()
     student.prepare("sft", lora_settings(config.lora))
     learner = build_learner(config, student)
     held_out = {name: hear(student, found) for name, found in data.tests.items()}

@@ -7,7 +7,7 @@ B rows, T tokens, F audio frames (one a placeholder), H encoder's hidden size, D
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin, Whisper
 
 from rlspeech.errors import UserError
 from rlspeech.students._checkpoint import read_model, write_model
+from rlspeech.students._rewrite import Conversion
 from rlspeech.types import Prompt, Sample, Waveform
 
 RATE_HZ = 16_000
@@ -52,6 +53,7 @@ class Family:
     frame_s: ClassVar[float] = 0.04
     framewise: ClassVar[bool] = True  # the projector reads each frame on its own
     several: ClassVar[bool] = True  # a prompt may hold more than one audio
+    CONVERSIONS: ClassVar[Mapping[str, Conversion]] = {}  # of `rlspeech convert`, by what --to calls it
 
     model: Any
     folder: Path
@@ -60,12 +62,14 @@ class Family:
     settings: Mapping[str, Any]  # of the family's processor
     lora: Mapping[str, Any] | None = None
     always_encode: bool = False  # set by a learner whose ranks meet in the tower or the projector: see `embed`
+    most_passes: Callable[[int], int] = int  # set by a learner whose ranks meet in every layer of the tower
     windows_at_once: int = 16  # bounds the memory of the encoder
     _frames: dict[str, Tensor] = field(default_factory=dict)  # encoder outputs by audio_key
 
     @classmethod
     def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Self:
         """Raises UserError where the tokenizer has not the family's tokens, or the weights are not whole."""
+        cls.check_layout(folder)
         tokenizer = cls.read_tokenizer(folder)
         vocabulary = tokenizer.get_vocab()
         for token, what in ((cls.AUDIO, "stands for audio"), (cls.END, "ends a reply")):
@@ -80,6 +84,10 @@ class Family:
                 f"its tokenizer {vocabulary[cls.AUDIO]} ({cls.AUDIO}); the two are not of one model"
             )
         return cls(model.eval().requires_grad_(False), folder, tokenizer, extractor, cls.read_settings(folder))
+
+    @classmethod
+    def check_layout(cls, folder: Path) -> None:
+        """Raises UserError where a folder has to be converted before it can be loaded."""
 
     @classmethod
     def family(cls) -> str:
@@ -138,6 +146,10 @@ class Family:
     def frames_of(self, samples: int) -> int:
         """Placeholders of a piece of audio; 0 where it is too short to hear."""
         raise NotImplementedError
+
+    def passes(self, waves: Sequence[np.ndarray]) -> int:
+        """Times that `hear` goes through the tower. One piece of silence is one pass."""
+        return len(waves)
 
     def hear(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         """Encoder output [F, H] of each piece, F as `frames_of` says."""
@@ -285,7 +297,12 @@ class Family:
 
     def _encode(self, heard: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
         pieces = [[piece for wave in waves for piece in self.pieces(wave)] for waves in heard]
-        frames = iter(self.hear([piece for cut in pieces for piece in cut]))
+        flat = [piece for cut in pieces for piece in cut]
+        idle = self.most_passes(self.passes(flat)) - self.passes(flat)
+        encoded = self.hear(flat)
+        for _ in range(idle):  # ranks gather a layer's parameters together, or wait for ever
+            encoded[0] = encoded[0] + 0 * self.hear(SILENCE.features)[0].sum()
+        frames = iter(encoded)
         return [torch.cat([next(frames) for _ in cut]) for cut in pieces]
 
     # What learns, and how it is saved

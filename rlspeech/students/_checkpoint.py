@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,21 @@ def read_model(
         "unexpected": [name for name in found["unexpected_keys"] if not name.startswith(unread)],
         "of another shape": [name for name, *_ in found["mismatched_keys"]],
     }
-    told = [f"{what}: {told_names(sorted(names))}" for what, names in wrong.items() if names]
-    if told:
-        raise UserError(f"{folder}: not the weights of a whole {kind.__name__}; tensors {'; '.join(told)}")
+    if names := told(wrong):
+        raise UserError(f"{folder}: not the weights of a whole {kind.__name__}; tensors {names}")
     return model
 
 
-def told_names(names: Sequence[str]) -> str:
+def told(wrong: Mapping[str, Collection[str]]) -> str:
+    """Names of tensors by what is wrong with them, for one line.
+
+    >>> told({"missing": {"b", "a"}, "unexpected": []})
+    'missing: 2 (a, b)'
+    """
+    return "; ".join(f"{what}: {_names(sorted(names))}" for what, names in wrong.items() if names)
+
+
+def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} ({', '.join(names[:SHOWN])}{more})"
 

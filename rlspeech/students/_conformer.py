@@ -38,6 +38,10 @@ def frames_of(extractor: Any, samples: int) -> int:
     return -(-mel_frames(extractor, samples) // STRIDE)
 
 
+def windows_of(extractor: Any, samples: int) -> int:
+    return max(1, -(-mel_frames(extractor, samples) // PIECE))
+
+
 def samples_of(extractor: Any, frames: int) -> int:
     """The least samples that make so many encoder frames, and whole ones."""
     return (frames * STRIDE - 1) * extractor.hop_length + extractor.win_length

@@ -29,6 +29,9 @@ class WhisperFamily(Family):
     def frames_of(self, samples: int) -> int:
         return pooled(mel_frames(samples, self.window))
 
+    def passes(self, waves: Sequence[np.ndarray]) -> int:
+        return -(-sum(-(-len(wave) // self.window) for wave in waves) // self.windows_at_once)
+
     def hear(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         size = self.window
         cut = [[wave[start : start + size] for start in range(0, len(wave), size)] for wave in waves]

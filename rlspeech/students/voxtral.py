@@ -80,6 +80,10 @@ class Student(Family):
         config = self.model.config.audio_config
         return -(-samples // self.extractor.n_samples) * config.max_source_positions // self._frames_a_token(config)
 
+    def passes(self, waves: Sequence[np.ndarray]) -> int:
+        at_once = self.extractor.n_samples * self.windows_at_once
+        return sum(-(-len(wave) // at_once) for wave in waves)
+
     def hear(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         return [self._hear(wave) for wave in waves]
 

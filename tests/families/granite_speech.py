@@ -1,6 +1,7 @@
 """A small Granite Speech. Its processor is the family's, on features that need no torchaudio."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,15 @@ def write(folder: Path, *, head_dim: int = 8, context: int = 2048) -> Path:
     return folder
 
 
-def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
+@cache
+def processor(folder: Path) -> GraniteSpeechProcessor:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    processor = GraniteSpeechProcessor(GraniteFeatures.from_pretrained(folder), tokenizer, chat_template=TEMPLATE)
+    return GraniteSpeechProcessor(GraniteFeatures.from_pretrained(folder), tokenizer, chat_template=TEMPLATE)
+
+
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
+    own = processor(folder)
     user = AUDIO * len(waves) + question
     chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    return processor(text=[text], audio=list(waves) or None, return_tensors="pt")
+    text = own.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return own(text=[text], audio=list(waves) or None, return_tensors="pt")

@@ -1,6 +1,7 @@
 """A small Phi-4-multimodal in transformers' native format, and what its own processor makes of a question."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ class Pictures(BaseImageProcessor):
     """In the place of the family's own, which wants torchvision; no picture comes."""
 
 
+@cache
 def processor(folder: Path) -> Phi4MultimodalProcessor:
     return Phi4MultimodalProcessor(
         Pictures(),

@@ -1,6 +1,7 @@
 """A small thinker of Qwen2.5-Omni. Its talker is not part of the folder."""
 
 import json
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,12 +96,17 @@ class ForSound(Qwen2_5OmniProcessor):
         return
 
 
-def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
+@cache
+def processor(folder: Path) -> ForSound:
     unseen = SimpleNamespace(merge_size=2, model_input_names=[])
     extractor, tokenizer = WhisperFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     template = ProcessorMixin.get_processor_dict(folder)[0]["chat_template"]
-    processor = ForSound(unseen, unseen, extractor, tokenizer, chat_template=template)
+    return ForSound(unseen, unseen, extractor, tokenizer, chat_template=template)
+
+
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
+    own = processor(folder)
     pieces = [[wave[start : start + PIECE] for start in range(0, len(wave), PIECE)] for wave in waves]
-    text = processor.apply_chat_template(common.chat(question, waves), add_generation_prompt=True)
+    text = own.apply_chat_template(common.chat(question, waves), add_generation_prompt=True)
     heard = [piece for cut in pieces for piece in cut]
-    return processor(text=[common.one_a_piece(text, AUDIO, pieces)], audio=heard or None, return_tensors="pt")
+    return own(text=[common.one_a_piece(text, AUDIO, pieces)], audio=heard or None, return_tensors="pt")

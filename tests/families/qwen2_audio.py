@@ -1,5 +1,6 @@
 """A small Qwen2-Audio, and what its own processor makes of a question about an audio."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ def write(folder: Path, *, head_dim: int = 8, context: int = 2048) -> Path:
     return common.write("qwen2_audio", folder, MODEL(config), processor)
 
 
+loaded = cache(AutoProcessor.from_pretrained)
+
+
 def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = loaded(folder)
     cut = [[wave[start : start + PIECE] for start in range(0, len(wave), PIECE)] for wave in waves]
     pieces = [[piece for piece in one if len(piece) > 320] or one[:1] for one in cut]  # 20 ms are too short for it
     text = processor.apply_chat_template(common.chat(question, waves), add_generation_prompt=True)

@@ -1,5 +1,6 @@
 """A small student of the tiny one's architecture."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ def write_flamingo(family: str, folder: Path, template: str, *, head_dim: int, c
     return common.write(family, folder, MODEL(config), processor)
 
 
+loaded = cache(AutoProcessor.from_pretrained)
+
+
 def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = loaded(folder)
     text = processor.apply_chat_template(common.chat(question, waves), add_generation_prompt=True)
     return processor(text=[text], audio=list(waves) or None, return_tensors="pt")

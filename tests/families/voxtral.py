@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,15 @@ def params(config: VoxtralConfig) -> dict[str, Any]:
     }
 
 
-def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
+@cache
+def processor(folder: Path) -> VoxtralProcessor:
     extractor = WhisperFeatureExtractor.from_pretrained(folder)
-    processor = VoxtralProcessor(extractor, MistralCommonBackend.from_pretrained(folder))
+    return VoxtralProcessor(extractor, MistralCommonBackend.from_pretrained(folder))
+
+
+def inputs(folder: Path, question: str, *waves: np.ndarray) -> Any:
     content = [*({"type": "audio", "base64": encoded(wave)} for wave in waves), {"type": "text", "text": question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}])
+    return processor(folder).apply_chat_template([{"role": "user", "content": content}])
 
 
 def encoded(wave: np.ndarray) -> str:
