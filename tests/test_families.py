@@ -237,7 +237,7 @@ def test_each_stage_trains_its_parameters_and_no_others(student: Any, stage, lor
 
 def part(student: Any, parameter: str) -> str:
     if ".lora_" in parameter:
-        return "adapter"
+        return "adapter" if student.is_decoder(parameter) else "adapter of another part"
     if student.is_projector(parameter):
         return "projector"
     if student.is_decoder(parameter):

@@ -1,7 +1,8 @@
-"""The family `qwen3_omni` (the thinker of Qwen3-Omni): an encoder in blocks of 1 s, two linear layers, Qwen3's experts.
+"""The family `qwen3_omni` (the thinker of Qwen3-Omni): an encoder of its own, two linear layers, Qwen3's experts.
 
-The projector is the last two layers of its encoder. Audio of any length is heard as a whole. Talker and vocoder are not
-loaded. The experts of a layer learn, and reach a live vLLM, as two stacks of matrices; published, each is on its own.
+The encoder's convolutions see blocks of 1 s, its attention blocks of 8 s; the projector is its last two layers. Audio
+of any length fits. Talker and vocoder are not loaded. The experts of a layer learn, and reach a live vLLM, as two
+stacks of matrices; published, each is on its own.
 
 E experts, M mel frames.
 """
@@ -19,8 +20,8 @@ from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
 from rlspeech.students._base import Family
 from rlspeech.students._thinker import THINKER, encoded
+from rlspeech.students._whisper import HOP
 
-HOP = 160  # audio samples a mel frame
 MEL_IN_BLOCK, FRAMES_IN_BLOCK, MEL_IN_FRAME = 100, 13, 8  # the last frame of a whole block has but four
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
