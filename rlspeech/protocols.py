@@ -64,7 +64,7 @@ class Student(Protocol):
         """The output projection [V, D]."""
         ...
 
-    def render(self, sample: Sample, audio: Waveform | Sequence[Waveform] | None) -> Prompt:
+    def render(self, sample: Sample, audio: Waveform | Sequence[Waveform] | None, *, reply_tokens: int = 0) -> Prompt:
         """The sample as the family's chat format has it. Raises UserError where the audio cannot be heard."""
         ...
 

@@ -3,6 +3,8 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from rlspeech.engines.rollout_vllm import VllmRollouts
     from rlspeech.engines.teacher_vllm import VllmTeacher
 
+LONG = 131_072  # tokens of a context that holds half an hour
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Before any test module imports torch or transformers, which read these once.
@@ -247,3 +250,24 @@ def folders(built: Any, tmp_path_factory: pytest.TempPathFactory) -> "Folder":
         return made[key]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(folders: "Folder") -> Any:
+    from rlspeech.engines.loading import StudentPlace
+
+    return StudentPlace.of(str(folders())).load()
+
+
+@pytest.fixture
+def student(loaded: Any) -> Any:
+    """As if it had been loaded for this test."""
+    return replace(loaded, model=deepcopy(loaded.model), _frames={})
+
+
+@pytest.fixture(scope="session")
+def long_student(folders: "Folder") -> Any:
+    """Without a limit but the processor's. Nothing in it is changed."""
+    from rlspeech.engines.loading import StudentPlace
+
+    return StudentPlace.of(str(folders(context=LONG))).load()

@@ -1,12 +1,14 @@
 """Audio files of every kind, whole and broken, made here by libsndfile."""
 
 import io
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,6 +51,36 @@ def test_a_file_read_in_blocks_is_the_file_read_at_once(tmp_path: Path, monkeypa
     whole = audio.read(Audio(tmp_path / "a.wav")).samples
     monkeypatch.setattr(audio, "BLOCK_FRAMES", 777)
     assert audio.read(Audio(tmp_path / "a.wav")).samples == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def half_an_hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stereo at 44.1 kHz, 30 minutes: 635 MB as float32, 1.3 GB as float64; mono at 16 kHz, 115 MB."""
+    path = tmp_path_factory.mktemp("long") / "meeting.wav"
+    minute = np.random.default_rng(0).integers(-8000, 8000, (60 * 44_100, 2), np.int16)
+    with soundfile.SoundFile(path, "w", 44_100, 2, "PCM_16") as file:
+        for _ in range(30):
+            file.write(minute)
+    return path
+
+
+def test_half_an_hour_is_never_held_but_as_its_result(half_an_hour: Path):
+    """numpy tells tracemalloc of all that it holds: the result of 115 MB, and blocks of 2 MB."""
+    tracemalloc.start()
+    samples = audio.read(Audio(half_an_hour)).samples
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(samples) == 1800 * 16_000
+    assert held < 1.1 * samples.nbytes
+
+
+@pytest.mark.parametrize(("start_s", "end_s"), [(0.0, 90.0), (605.25, 700.0), (1799.99, 1800.0)])
+def test_a_long_file_is_resampled_as_if_at_once(half_an_hour: Path, start_s: float, end_s: float):
+    """A stretch is cut first and resampled then: soxr's one-shot resampler of that stretch is the witness."""
+    first, last = (round(at * 44_100) for at in (start_s, end_s))
+    mono = soundfile.read(half_an_hour, start=first, stop=last, dtype="float32")[0].mean(axis=1)
+    expected = soxr.resample(mono, 44_100, 16_000)
+    assert np.abs(audio.read(Audio(half_an_hour, start_s, end_s)).samples - expected).max() < 1e-6
 
 
 @given(st.floats(0, 1.9), st.floats(0.01, 2))

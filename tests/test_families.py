@@ -5,7 +5,6 @@ family's own processor makes of a question. The witness is transformers alone.
 """
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families.common import Folder
 from safetensors.torch import load_file
 
 from rlspeech.config import OptimConfig, VllmConfig
@@ -33,25 +31,7 @@ from rlspeech.types import Prompt, Sample, Waveform
 RATE_HZ = 16_000
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
 QUESTION = "Who is speaking, and of what?"
-LONG = 131_072  # tokens of a context that holds half an hour
 SECONDS = (0.1, 0.5, 3.57, 30.0, 30.01, 301.7, 1800.0)
-
-
-@pytest.fixture(scope="session")
-def loaded(folders: Folder) -> Any:
-    return StudentPlace.of(str(folders())).load()
-
-
-@pytest.fixture
-def student(loaded: Any) -> Any:
-    """As if it had been loaded for this test."""
-    return replace(loaded, model=deepcopy(loaded.model), _frames={})
-
-
-@pytest.fixture(scope="session")
-def long_student(folders: Folder) -> Any:
-    """Without a limit but the processor's. Nothing in it is changed."""
-    return StudentPlace.of(str(folders(context=LONG))).load()
 
 
 def noise(seconds: float, seed: int = 0) -> Waveform:
@@ -146,14 +126,6 @@ def test_two_audios_in_a_prompt_are_heard_in_their_order_or_refused(built: Any, 
     assert not torch.allclose(logits(student, one)[-1], logits(student, other)[-1], atol=1e-2)
 
 
-def test_audio_longer_than_the_context_says_how_many_seconds_fit(student: Any) -> None:
-    with pytest.raises(UserError, match=r"context is 2048; \d+ s fit") as caught:
-        prompt(student, 400.0)
-    fit = int(str(caught.value).split(";")[1].split()[0])
-    assert prompt(student, fit - 30.0).features is not None
-    assert "\n" not in str(caught.value)
-
-
 def test_no_audio_at_all_is_too_short_to_hear(student: Any) -> None:
     with pytest.raises(UserError, match=r"a: 0\.000 s of audio is too short to hear"):
         prompt(student, 0.0)
@@ -170,15 +142,6 @@ def test_the_audio_has_a_say_in_what_comes_after_it(student: Any) -> None:
 def test_logits_are_those_of_transformers(built: Any, student: Any, seconds: float | None) -> None:
     theirs = witness(built, student.folder, seconds)
     assert torch.allclose(logits(student, prompt(student, seconds)), theirs, atol=1e-3)
-
-
-def test_windows_encoded_at_once_or_one_by_one_give_the_same_frames(student: Any) -> None:
-    heard = [prompt(student, seconds, f"{seconds}") for seconds in (0.8, 62.0, 3.1)]
-    together = student.encode(heard)
-    student._frames.clear()
-    student.windows_at_once = 1
-    for ours, theirs in zip(student.encode(heard), together, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-4)
 
 
 def test_rows_with_and_without_audio_embed_as_each_does_alone(student: Any) -> None:

@@ -1,6 +1,7 @@
 """Audio files as mono waveforms at the rate asked for; what is wrong with a file is said in one line.
 
 Reads what libsndfile reads (wav, flac, mp3, ogg, opus, aiff), in blocks, so that an hour costs its float32 result only.
+Trainer and sampler hear these samples: nothing decodes or resamples them a second time.
 
 Shape letters: S audio samples, C channels.
 """
@@ -36,7 +37,7 @@ def read(audio: Audio, rate_hz: int = 16000) -> Waveform:
         blocks = _mono_blocks(file, stop - start, audio.path)
         if file.samplerate != rate_hz:
             blocks = _resampled(blocks, file.samplerate, rate_hz)
-        return Waveform(np.concatenate(list(blocks)), rate_hz)
+        return Waveform(_joined(blocks, at_most=-(-(stop - start) * rate_hz // file.samplerate)), rate_hz)
 
 
 def duration_s(audio: Audio) -> float:
@@ -142,6 +143,15 @@ def _mono_blocks(file: soundfile.SoundFile, frames: int, path: Path) -> Iterator
             raise UserError(f"audio has NaN or infinite samples: {path}")
         left -= len(block_SC)
         yield block_SC.mean(axis=1)
+
+
+def _joined(blocks: Iterator[np.ndarray], *, at_most: int) -> np.ndarray:
+    """The blocks one behind the other, in an array that is there before they come: they are never held twice."""
+    samples, filled = np.empty(at_most, np.float32), 0
+    for block in blocks:
+        samples[filled : filled + len(block)] = block
+        filled += len(block)
+    return samples[:filled]
 
 
 def _resampled(blocks: Iterator[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:

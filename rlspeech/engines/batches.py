@@ -24,10 +24,16 @@ def reference_rollouts(student: Student, samples: Sequence[Sample], prompts: Seq
     rollouts = []
     for sample, prompt in zip(samples, prompts, strict=True):
         if sample.reference is not None:
-            ids = (*student.tokenizer(sample.reference, add_special_tokens=False).input_ids, student.end_token_id)
-            reply = Completion(ids, (), sample.reference, "stop")
+            reply = Completion(reference_ids(student, sample), (), sample.reference, "stop")
             rollouts.append(Rollout(sample, prompt, reply, origin="reference"))
     return rollouts
+
+
+def reference_ids(student: Student, sample: Sample) -> tuple[int, ...]:
+    """Of the reference as a reply; none without one."""
+    if sample.reference is None:
+        return ()
+    return (*student.tokenizer(sample.reference, add_special_tokens=False).input_ids, student.end_token_id)
 
 
 def make_batches(

@@ -61,7 +61,7 @@ class VllmRollouts:
         FloatingPointError where its model gives no numbers.
         """
         for sample, prompt in zip(samples, prompts, strict=True):
-            self._check_length(sample, prompt, sampling)
+            check_length(sample, prompt, sampling.max_tokens, self.settings)
         seeds = _seeds(samples, sampling.seed)
         order = _by_audio(prompts)
         asked = (
@@ -207,12 +207,14 @@ class VllmRollouts:
         text = self.student.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
         return Completion(token_ids, logprobs, text, output.finish_reason, self.version)
 
-    def _check_length(self, sample: Sample, prompt: Prompt, sampling: Sampling) -> None:
-        if len(prompt.token_ids) + sampling.max_tokens > self.settings.max_model_len:
-            raise UserError(
-                f"{sample.id}: a prompt of {len(prompt.token_ids)} tokens and a reply of up to {sampling.max_tokens} "
-                f"are more than vllm.max_model_len = {self.settings.max_model_len}"
-            )
+
+def check_length(sample: Sample, prompt: Prompt, max_tokens: int, settings: VllmConfig) -> None:
+    """Raises UserError where a prompt and its longest reply do not fit into an engine."""
+    if len(prompt.token_ids) + max_tokens > settings.max_model_len:
+        raise UserError(
+            f"{sample.id}: a prompt of {len(prompt.token_ids)} tokens and a reply of up to {max_tokens} "
+            f"are more than vllm.max_model_len = {settings.max_model_len}"
+        )
 
 
 def _check_prompt(sample: Sample, prompt: Prompt, output: RequestOutput) -> None:

@@ -13,6 +13,7 @@ from rlspeech.config import DistillConfig
 from rlspeech.data.mixing import batch_of_step
 from rlspeech.engines.batches import make_batches
 from rlspeech.engines.build import Engines, build
+from rlspeech.engines.rollout_vllm import check_length
 from rlspeech.engines.teacher_written import unscored, with_cross_entropy
 from rlspeech.engines.token_bytes import token_bytes
 from rlspeech.errors import UserError
@@ -47,13 +48,14 @@ def run(config: DistillConfig, *, resume: bool = False) -> None:
 def _distill(config: DistillConfig, folder: RunDir, loss: Loss, data: Data, start: str) -> None:
     use_threads(config.threads, config.seed)
     with build(config, start, lora=lora_settings(config.lora)) as engines:
+        train, tests = _hear(config, engines, data)
         held_out = HeldOut(
-            {name: hear(engines.student, found) for name, found in data.tests.items()},
+            tests,
             max_tokens=config.sampling.max_tokens,
             micro_batch=config.optim.micro_batch,
             micro_batch_tokens=config.optim.micro_batch_tokens,
         )
-        with Distillation(config, folder, hear(engines.student, data.train), engines, held_out) as job:
+        with Distillation(config, folder, train, engines, held_out) as job:
             metrics = learn(
                 folder,
                 config,
@@ -66,6 +68,17 @@ def _distill(config: DistillConfig, folder: RunDir, loss: Loss, data: Data, star
                 watch=Guard(config.guard),
             )
         finish(folder, config, engines.learner, metrics, stage="distill", start=start)
+
+
+def _hear(config: DistillConfig, engines: Engines, data: Data) -> tuple[list[Heard], dict[str, list[Heard]]]:
+    """What is learned from, and the held-out sets. Raises UserError where a prompt and its reply will not fit."""
+    longest = config.sampling.max_tokens
+    train = hear(engines.student, data.train, reply_tokens=longest)
+    tests = {name: hear(engines.student, found, reply_tokens=longest) for name, found in data.tests.items()}
+    if config.engines.rollouts == "vllm":
+        for sample, prompt in zip(*flat([*train, *(heard for test in tests.values() for heard in test)]), strict=True):
+            check_length(sample, prompt, longest, config.vllm)
+    return train, tests
 
 
 def _loss(config: DistillConfig) -> Loss:

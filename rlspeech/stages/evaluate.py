@@ -116,8 +116,8 @@ class Evaluation:
     def _rollouts(self, recordings: Sequence[Recording]) -> list[Rollout]:
         limits = self.config.evaluation
         engine = build_rollouts(self.student, limits.batch, limits.batch_tokens)
-        sampling = Sampling(max_tokens=self.config.evaluation.max_tokens, seed=self.config.seed)
-        return engine.generate(*flat(hear(self.student, recordings)), sampling)
+        sampling = Sampling(max_tokens=limits.max_tokens, seed=self.config.seed)
+        return engine.generate(*flat(hear(self.student, recordings, reply_tokens=limits.max_tokens)), sampling)
 
     def _divergence(self, teacher: Teacher, rollouts: Sequence[Rollout]) -> dict[int, Sequence[float]]:
         """KL(student || teacher) of each token, by the index of the rollout, of the kinds that the teacher is asked."""

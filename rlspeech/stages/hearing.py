@@ -9,6 +9,7 @@ from pathlib import Path
 from rlspeech.config import Stage, SynthConfig, TestsConfig
 from rlspeech.data import audio, manifest
 from rlspeech.data.rows import Need
+from rlspeech.engines.batches import reference_ids
 from rlspeech.errors import UserError
 from rlspeech.protocols import Student
 from rlspeech.recipe import find_recipe, load
@@ -85,9 +86,17 @@ def listen(samples: Sequence[Sample]) -> list[Recording]:
     return recordings
 
 
-def hear(student: Student, recordings: Sequence[Recording]) -> list[Heard]:
-    """The prompts of recordings, in their order."""
-    return [Heard(r.samples, tuple(student.render(sample, r.waves) for sample in r.samples)) for r in recordings]
+def hear(student: Student, recordings: Sequence[Recording], *, reply_tokens: int | None = None) -> list[Heard]:
+    """The prompts of recordings, in their order. Raises UserError where one does not fit into the model's context.
+
+    `reply_tokens`: of the longest reply that is to fit behind them; None: each sample's reference.
+    """
+
+    def render(sample: Sample, waves: Sequence[Waveform]) -> Prompt:
+        room = len(reference_ids(student, sample)) if reply_tokens is None else reply_tokens
+        return student.render(sample, waves, reply_tokens=room)
+
+    return [Heard(r.samples, tuple(render(sample, r.waves) for sample in r.samples)) for r in recordings]
 
 
 def recordings_of(samples: Sequence[Sample], count: int) -> list[Sample]:

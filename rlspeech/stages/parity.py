@@ -52,7 +52,7 @@ def run(config: ParityConfig) -> None:
     use_threads(config.threads, seed=0)
     with TemporaryDirectory() as folder:
         student = place.load()
-        samples, prompts = flat(hear(student, listen(_samples(config, Path(folder)))))
+        samples, prompts = flat(hear(student, listen(_samples(config, Path(folder))), reply_tokens=config.max_tokens))
     layout = vllm_engine.Layout(threads=config.threads, trust_remote_code=config.trust_remote_code)
     settings = config.vllm.model_copy(update={"dtype": "float32"})
     log.info("%s: vLLM starts, about half a minute on a CPU", config.student)

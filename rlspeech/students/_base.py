@@ -21,12 +21,13 @@ from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin, Whisper
 
 from rlspeech.errors import UserError
 from rlspeech.students._checkpoint import read_model, write_model
+from rlspeech.students._context import Room
 from rlspeech.students._rewrite import Conversion
 from rlspeech.types import Prompt, Sample, Waveform
 
 RATE_HZ = 16_000
 LINEAR_LAYERS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
-CACHED_FRAMES = 400_000  # encoder outputs kept while the encoder is frozen: of 384 floats each, 600 MB
+CACHED_BYTES = 2**30  # encoder outputs kept while the encoder is frozen: of Phi-4-multimodal, 11 times 30 minutes
 SILENCE = Prompt((), (np.zeros(RATE_HZ // 10, np.float32),), "silence")  # heard where there is nothing to hear
 
 
@@ -166,10 +167,11 @@ class Family:
 
     # Prompts
 
-    def render(self, sample: Sample, audio: Waveform | Sequence[Waveform] | None) -> Prompt:
+    def render(self, sample: Sample, audio: Waveform | Sequence[Waveform] | None, *, reply_tokens: int = 0) -> Prompt:
         """The sample as the family's chat format has it, placeholders expanded: the ids that its processor gives.
 
-        Raises UserError where audio is too short to hear, too long, or more than the family hears in one prompt.
+        Raises UserError where audio is too short to hear, or more than the family hears in one prompt, and where the
+        prompt and a reply of `reply_tokens` do not fit into the model's context.
         """
         for token in self.special_tokens():
             if token in sample.instruction:
@@ -179,9 +181,12 @@ class Family:
             raise UserError(f"{sample.id}: {len(audios)} audios; {self.family()} hears one in a prompt")
         frames = [self._frames_of(sample, one) for one in audios]
         ids = self.prompt_ids(sample, frames)
+        room = Room(
+            self.model.config.get_text_config().max_position_embeddings, self.frame_s, self._placeholders, RATE_HZ
+        )
+        room.check(sample, audios, text=len(ids) - sum(frames), frames=sum(frames), reply_tokens=reply_tokens)
         if not audios:
             return Prompt(tuple(ids))
-        self._check_context(sample, sum(one.duration_s for one in audios), len(ids), sum(frames))
         return Prompt(tuple(ids), tuple(one.samples for one in audios), _key(sample))
 
     def special_tokens(self) -> Sequence[str]:
@@ -201,7 +206,7 @@ class Family:
         return [token for one in ids for token in ([one] * next(counts) if one == self.placeholder_id else [one])]
 
     def _frames_of(self, sample: Sample, audio: Waveform) -> int:
-        frames = sum(self.frames_of(len(piece)) for piece in self.pieces(audio.samples))
+        frames = self._placeholders(audio.samples)
         if frames < 1:
             heard = f"{audio.duration_s:.3f} s of audio is too short to hear"
             raise UserError(f"{sample.id}: {heard}; {self.frame_s:.2g} s is the least")
@@ -209,14 +214,8 @@ class Family:
             raise UserError(f"{sample.id}: {audio.duration_s:.0f} s of audio; {self.longest_s:.0f} s fit")
         return frames
 
-    def _check_context(self, sample: Sample, audio_s: float, tokens: int, frames: int) -> None:
-        context = self.model.config.get_text_config().max_position_embeddings
-        if tokens > context:
-            fit_s = max(0, context - tokens + frames) * self.frame_s
-            raise UserError(
-                f"{sample.id}: {audio_s:.0f} s of audio make a prompt of {tokens} tokens, and the model's "
-                f"context is {context}; {fit_s:.0f} s fit"
-            )
+    def _placeholders(self, wave: np.ndarray) -> int:
+        return sum(self.frames_of(len(piece)) for piece in self.pieces(wave))
 
     def pieces(self, wave: np.ndarray) -> list[np.ndarray]:
         """The audio as the processor takes it, in order. A rest that is too short for a frame is left out."""
@@ -287,7 +286,7 @@ class Family:
             found = dict(zip(missing, self._encode(list(missing.values())), strict=True)) if missing else {}
         found |= {p.audio_key: self._frames[p.audio_key] for p in prompts if p.audio_key in self._frames}
         self._frames |= found
-        while sum(map(len, self._frames.values())) > CACHED_FRAMES and len(self._frames) > len(found):
+        while sum(kept.nbytes for kept in self._frames.values()) > CACHED_BYTES and len(self._frames) > len(found):
             self._frames.pop(next(iter(self._frames)))
         return [found[prompt.audio_key] for prompt in prompts]
 

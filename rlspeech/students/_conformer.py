@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from rlspeech.students._passes import in_pass
+
 STRIDE = 8  # mel frames in an encoder frame
 WINDOW = 500  # encoder frames that see one another: 40 s
 PIECE = WINDOW * STRIDE  # mel frames that are computed at a time
@@ -68,7 +70,7 @@ def encode(tower: nn.Module, mels: Sequence[Tensor], *, at_once: int) -> list[Te
     found: dict[int, Tensor] = {}
     for start in range(0, len(order), at_once):
         chosen = order[start : start + at_once]
-        found |= zip(chosen, _encode(tower, [flat[at] for at in chosen]), strict=True)
+        found |= zip(chosen, in_pass(_encode, tower, [flat[at] for at in chosen]), strict=True)
     rows = iter(found[at] for at in range(len(flat)))
     return [torch.cat([next(rows) for _ in windows]) for windows in cut]
 

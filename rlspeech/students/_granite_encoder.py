@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlspeech.students._passes import in_pass
+
 
 def encode(tower: Any, features: Tensor, *, blocks_at_once: int) -> Tensor:
     """Encoder output [F, H] of one audio's features [F, 2 * mels]; the tower is transformers' or vLLM's."""
@@ -29,7 +31,7 @@ def encode(tower: Any, features: Tensor, *, blocks_at_once: int) -> Tensor:
 
 
 def _by_parts(run: Callable[[Tensor], Tensor], hidden: Tensor, width: int) -> Tensor:
-    return torch.cat([run(part) for part in hidden.split(width)])
+    return torch.cat([in_pass(run, part) for part in hidden.split(width)])
 
 
 def _attended(tower: Any, layer: Any, part: Tensor) -> Tensor:
@@ -43,13 +45,14 @@ def _convolved(layer: Any, hidden: Tensor, width: int) -> Tensor:
     before, behind = layer.conv.depth_conv.padding
     parts = []
     for start in range(0, len(hidden), width):
-        part = hidden[start : start + width]
-        first = max(0, start - before)
-        near = layer.conv(hidden[None, first : start + width + behind])[0]
-        part = near[start - first :][: len(part)] + part
-        part = 0.5 * layer.ff2(part) + part
-        parts.append(layer.post_norm(part))
+        near, skip = hidden[max(0, start - before) : start + width + behind], min(start, before)
+        parts.append(in_pass(_finished, layer, near, slice(skip, skip + len(hidden[start : start + width]))))
     return torch.cat(parts)
+
+
+def _finished(layer: Any, near: Tensor, part: slice) -> Tensor:
+    hidden = layer.conv(near[None])[0, part] + near[part]
+    return layer.post_norm(0.5 * layer.ff2(hidden) + hidden)
 
 
 def _guess(tower: Any, part: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlspeech.students._base import Family
+from rlspeech.students._passes import in_pass
 
 HOP = 160  # audio samples a mel frame
 MARGIN_FRAMES = 10  # mel frames of silence kept behind the sound, so that its last frames are those of a padded window
@@ -39,7 +40,7 @@ class WhisperFamily(Family):
         encoded: list[Tensor] = []
         for start in range(0, len(windows), self.windows_at_once):
             chunk = [log_mel(self.extractor, window) for window in windows[start : start + self.windows_at_once]]
-            encoded += encode_windows(self.tower, chunk)
+            encoded += in_pass(encode_windows, self.tower, chunk)
         heard = iter(encoded)
         joined = [torch.cat([next(heard) for _ in one]) for one in cut]
         return [frames[: self.frames_of(len(wave))] for frames, wave in zip(joined, waves, strict=True)]

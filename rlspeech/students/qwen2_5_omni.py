@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
+from rlspeech.students._passes import in_pass
 from rlspeech.students._thinker import THINKER, encoded
-from rlspeech.students._whisper import WhisperFamily, log_mel
+from rlspeech.students._whisper import WhisperFamily, log_mel, mel_frames
+
+BLOCKS = 15  # of 2 s, in what `windows_at_once` counts
 
 
 class Student(WhisperFamily):
@@ -35,9 +39,18 @@ class Student(WhisperFamily):
     def piece(self) -> int:
         return self.window
 
+    @property
+    def span(self) -> int:
+        """Mel frames that go through the tower at once."""
+        return 2 * self.tower.n_window * BLOCKS * self.windows_at_once
+
+    def passes(self, waves: Sequence[np.ndarray]) -> int:
+        return sum(-(-mel_frames(len(wave), self.window) // self.span) for wave in waves)
+
     def hear(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         return [self._hear(wave) for wave in waves]
 
     def _hear(self, wave: np.ndarray) -> Tensor:
         mel, sound = log_mel(self.extractor, wave)
-        return encoded(self.tower, self.projector, mel[:, :sound])
+        parts = mel[:, :sound].split(self.span, dim=1)
+        return torch.cat([in_pass(encoded, self.tower, self.projector, part) for part in parts])

@@ -19,10 +19,12 @@ from torch import Tensor
 from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 
 from rlspeech.students._base import Family
+from rlspeech.students._passes import in_pass
 from rlspeech.students._thinker import THINKER, encoded
 from rlspeech.students._whisper import HOP
 
 MEL_IN_BLOCK, FRAMES_IN_BLOCK, MEL_IN_FRAME = 100, 13, 8  # the last frame of a whole block has but four
+MEL_AT_ONCE = 3200  # whole blocks of attention: what `windows_at_once` counts
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -41,9 +43,16 @@ class Student(Family):
     def frames_of(self, samples: int) -> int:
         return placeholders(samples // HOP) if samples > self.extractor.n_fft // 2 else 0
 
+    def passes(self, waves: Sequence[np.ndarray]) -> int:
+        return sum(-(-(len(wave) // HOP) // (MEL_AT_ONCE * self.windows_at_once)) for wave in waves)
+
     def hear(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         """Each alone: beside a longer one, the last frames of audio below 1 s would hear its padding."""
-        return [encoded(self.tower, self.projector, log_mel(self.extractor, wave)) for wave in waves]
+        return [self._hear(wave) for wave in waves]
+
+    def _hear(self, wave: np.ndarray) -> Tensor:
+        parts = log_mel(self.extractor, wave).split(MEL_AT_ONCE * self.windows_at_once, dim=1)
+        return torch.cat([in_pass(encoded, self.tower, self.projector, part) for part in parts])
 
     def project(self, frames: Tensor) -> Tensor:
         tower: Any = self.tower

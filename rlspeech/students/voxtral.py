@@ -19,6 +19,7 @@ from transformers import VoxtralForConditionalGeneration
 from transformers.tokenization_mistral_common import MistralCommonBackend
 
 from rlspeech.students._base import Family
+from rlspeech.students._passes import in_pass
 from rlspeech.types import Prompt, Sample
 
 BEGIN_AUDIO, BEGIN_TURN = "[BEGIN_AUDIO]", "[INST]"
@@ -94,8 +95,11 @@ class Student(Family):
         mel = self.extractor(whole, sampling_rate=rate_hz, padding=False, truncation=False, return_tensors="pt")
         windows = mel.input_features[0].split(self.extractor.nb_max_frames, dim=1)
         at_once = [windows[i : i + self.windows_at_once] for i in range(0, len(windows), self.windows_at_once)]
-        heard = torch.cat([self.tower(torch.stack(chunk)).last_hidden_state for chunk in at_once])
+        heard = torch.cat([in_pass(self._encoded, torch.stack(chunk)) for chunk in at_once])
         return heard.reshape(-1, self.model.config.audio_config.intermediate_size)
+
+    def _encoded(self, windows: Tensor) -> Tensor:
+        return self.tower(windows).last_hidden_state
 
     @staticmethod
     def _frames_a_token(config: Any) -> int:
