@@ -108,6 +108,8 @@ def _run_stage(verb: str, argv: list[str]) -> None:
         _refuse(verb, unknown)
     _set_up_logs(getattr(given, "/verbosity"))
     recipe, self_test = getattr(given, "/recipe"), getattr(given, "/self_test", False)
+    if VERBS[verb].word and recipe is not None:
+        overrides[str(VERBS[verb].word)], recipe = recipe, None
     if recipe is None:
         recipe = default_recipe(verb, overrides) or (ANY_PAIR if self_test else None)
     config = load(CONFIGS[verb], recipe, overrides)
@@ -197,9 +199,10 @@ class _Parser(argparse.ArgumentParser):
 def _parser(verb: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     """Flags of a verb. Names with "/" are ours, all others are settings; those that are not given are absent."""
     known = VERBS[verb]
+    word = known.word.upper() if known.word else "[RECIPE]"
     parser = _Parser(
         prog=f"rlspeech {verb}",
-        usage=f"rlspeech {verb} [RECIPE] [--flags] [--dry-run]{' [--resume]' * known.resumes}"
+        usage=f"rlspeech {verb} {word} [--flags] [--dry-run]{' [--resume]' * known.resumes}"
         + " [--self-test]" * known.self_tests,
         description=textwrap.fill(known.about, 100),
         epilog="examples:\n" + "\n".join(f"  {example}" for example in known.examples),
@@ -209,10 +212,10 @@ def _parser(verb: str, argv: Sequence[str]) -> argparse.ArgumentParser:
         add_help=False,
     )
     ours = parser.add_argument_group("command")
-    text = "TOML file, or the name of a recipe that ships"
+    text = f"the same as --{known.word}" if known.word else "TOML file, or the name of a recipe that ships"
     if "student" in CONFIGS[verb].model_fields:
         text += f"; default: recipes/STUDENT/{verb}.toml"
-    ours.add_argument("/recipe", metavar="RECIPE", nargs="?", default=None, help=text)
+    ours.add_argument("/recipe", metavar=word.strip("[]"), nargs="?", default=None, help=text)
     ours.add_argument("-h", "--help", action="help", help="print this and stop")
     ours.add_argument("--dry-run", dest="/dry_run", action="store_true", default=False, help="print the plan, stop")
     if known.resumes:
@@ -330,7 +333,7 @@ def _refuse(verb: str, unknown: Sequence[str]) -> NoReturn:
     """The one line about arguments that are no flag of a verb."""
     flag = next((word for word in unknown if word.startswith("-")), None)
     if flag is None:
-        raise UserError(f"{verb}: one recipe at most, got also {unknown[0]}")
+        raise UserError(f"{verb}: one {VERBS[verb].word or 'recipe'} at most, got also {unknown[0]}")
     name = flag.partition("=")[0]
     plain = name.lstrip("-").replace("-", "_")
     others = [verb for verb, config in CONFIGS.items() if plain in dict(settings_of(config))]

@@ -357,6 +357,21 @@ class ParityConfig(Section):
     vllm: VllmConfig = VllmConfig(max_model_len=2048, max_num_seqs=8)
 
 
+class ConvertConfig(Section):
+    """A model in another layout of its family, in a new folder."""
+
+    model: str = Field(description="short name, folder, run folder, or hub id of the speech LLM")
+    to: str = Field(
+        description="native: transformers' own layout, of a model downloaded in the hub's; apart: a trained "
+        "checkpoint's adapter beside the weights again; hub: back to the hub's layout (all of phi4mm); merged: a "
+        "published adapter as part of the weights (granite_speech)"
+    )
+    out: Path = Field(description="folder to write; refused where it is there")
+    base: Path | None = Field(
+        None, description="of apart: the native folder that the stage began with; of hub: the downloaded folder"
+    )
+
+
 class ServeConfig(Section):
     """A model behind an OpenAI-compatible address, by vLLM: a teacher for others, or a student to talk to."""
 

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from rlspeech.config import (
     AlignConfig,
+    ConvertConfig,
     DistillConfig,
     EvaluateConfig,
     ParityConfig,
@@ -37,6 +38,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "pipeline": PipelineConfig,
     "parity": ParityConfig,
     "serve": ServeConfig,
+    "convert": ConvertConfig,
 }
 NONE = "none"  # TOML has no null; this word is None wherever a setting may be None
 

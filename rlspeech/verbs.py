@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Verb:
-    """`learns`: --dry-run tells memory and what is missing. `resumes`, `self_tests`: there is that flag."""
+    """`learns`: --dry-run tells memory and what is missing. `resumes`, `self_tests`: there is that flag.
+
+    `word`: the setting that the word behind the verb gives; None: that word is a recipe.
+    """
 
     summary: str
     about: str
@@ -13,6 +16,7 @@ class Verb:
     learns: bool = False
     resumes: bool = False
     self_tests: bool = False
+    word: str | None = None
 
 
 VERBS = {
@@ -97,6 +101,17 @@ VERBS = {
             "rlspeech serve --model tiny-llm",
             "rlspeech serve --model runs/tiny/distill/checkpoint --port 8001 --vllm.max-num-seqs 8",
         ),
+    ),
+    "convert": Verb(
+        "a model in another layout of its family: from the hub's own to the one that is trained, and back",
+        "All tensors are checked by name and shape before anything is written. The new folder is written beside its "
+        "place, a file of weights at a time, and is there whole or not at all; one that is there is never written "
+        "over. None of the code that a download comes with is run.",
+        (
+            "rlspeech convert Phi-4-multimodal-instruct --to native --out phi4mm-native",
+            "rlspeech convert runs/phi4mm/sft --to apart --base phi4mm-native --out phi4mm-sft",
+        ),
+        word="model",
     ),
 }
 TOOLS = {

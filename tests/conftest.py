@@ -31,17 +31,22 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # tests of two processes share t
 os.environ.setdefault("OMP_NUM_THREADS", "1" if WORKER else "2")
 
 # What the session has one of is one process's: tests that share such a thing run one after the other, in one of them.
-SHARED = {"cluster": "ray", "vllm_student_engine": "vllm", "vllm_teacher_engine": "vllm", "built": "family"}
+SHARED = {"built": "family", "vllm_student_engine": "vllm", "vllm_teacher_engine": "vllm", "cluster": "ray"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for `--dist loadgroup`: by what they share, else by the file."""
+    """Groups for `--dist loadgroup`: by what a file's tests share, else by the file."""
+    needed = {
+        item.path: group
+        for item in items
+        for fixture, group in SHARED.items()
+        if fixture in getattr(item, "fixturenames", ())
+    }
     for item in items:
-        needed = [group for fixture, group in SHARED.items() if fixture in getattr(item, "fixturenames", ())]
-        group = needed[0] if needed else str(item.path)
+        group = needed.get(item.path, str(item.path))
         if group == "family":
-            group = item.callspec.params["family"]
+            group = (getattr(item, "callspec", None) and item.callspec.params.get("family")) or group
         item.add_marker(pytest.mark.xdist_group(group))
 
 

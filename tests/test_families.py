@@ -4,9 +4,6 @@ Families are the files of rlspeech/students/; `tests/families/NAME.py` builds th
 family's own processor makes of a question. The witness is transformers alone.
 """
 
-import json
-import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families.common import Folder
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rlspeech.config import OptimConfig, VllmConfig
 from rlspeech.engines.batches import make_batches, reference_rollouts
@@ -204,7 +200,7 @@ def test_each_stage_trains_its_parameters_and_no_others(student: Any, stage, lor
 
 def part(student: Any, parameter: str) -> str:
     if ".lora_" in parameter:
-        return "adapter"
+        return "adapter" if student.is_decoder(parameter) else "adapter of another part"
     if student.is_projector(parameter):
         return "projector"
     if student.is_decoder(parameter):
@@ -256,41 +252,6 @@ def test_an_instruction_with_a_special_token_is_refused(student: Any) -> None:
     token = next(token for token in student.tokenizer.all_special_tokens if len(token) > 3)
     with pytest.raises(UserError, match="stands for something else"):
         prompt(student, None, question=f"What is {token}?")
-
-
-def test_missing_and_unexpected_tensors_are_listed(folders: Folder, tmp_path: Path) -> None:
-    folder = shutil.copytree(folders(), tmp_path / "damaged")
-    tensors = load_file(folder / "model.safetensors")
-    lost = next(name for name in tensors if name.endswith("layers.1.mlp.down_proj.weight"))
-    cut = next(name for name in tensors if name.endswith("layers.0.mlp.down_proj.weight"))
-    tensors["stray.weight"] = tensors.pop(lost)
-    tensors[cut] = tensors[cut][:, 1:].contiguous()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError) as caught:
-        StudentPlace.of(str(folder)).load()
-    line = str(caught.value)
-    assert "missing: 1 (" in line
-    assert lost.split(".layers.")[1] in line
-    assert "unexpected: 1 (stray.weight)" in line
-    assert "of another shape: 1 (" in line
-    assert "\n" not in line
-
-
-def test_a_tokenizer_without_the_audio_token_says_so(family: str, folders: Folder, tmp_path: Path) -> None:
-    folder = shutil.copytree(folders(), tmp_path / "deaf")
-    token = StudentPlace.of(str(folder)).load(weights=False).AUDIO
-    for file in [*folder.glob("token*.json"), *folder.glob("special*.json"), *folder.glob("tekken.json")]:
-        file.write_text(file.read_text().replace(json.dumps(token)[1:-1], "<other>"))
-    with pytest.raises(UserError, match="has no token .*, which stands for audio in " + family):
-        StudentPlace.of(str(folder)).load(weights=False)
-
-
-def test_another_models_tokenizer_is_seen(folders: Folder, tmp_path: Path) -> None:
-    folder = shutil.copytree(folders(), tmp_path / "mixed")
-    file = folder / "config.json"
-    file.write_text(re.sub(r'("audio_token_(id|index)": )\d+', r"\g<1>7", file.read_text()))
-    with pytest.raises(UserError, match="the two are not of one model"):
-        StudentPlace.of(str(folder)).load(weights=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Granite Speech: features against torchaudio's, and its encoder over a long audio against transformers' own."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,12 @@ import families.granite_speech as granite
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from test_families import QUESTION, logits, noise, prompt
 from transformers import GraniteSpeechFeatureExtractor
 
+from rlspeech.cli import main
+from rlspeech.engines.loading import StudentPlace
 from rlspeech.errors import UserError
 from rlspeech.students import _granite_features
 from rlspeech.students._granite_encoder import encode
@@ -127,3 +132,45 @@ def test_audio_that_cannot_be_mirrored_at_its_ends_is_refused(student: Any) -> N
         student.render(Sample("a", "What?"), Waveform(sweep(256), RATE_HZ))
     heard = student.render(Sample("a", "What?"), Waveform(sweep(257), RATE_HZ))
     assert len(student.encode([heard])[0]) == heard.token_ids.count(student.placeholder_id) == 3
+
+
+@pytest.fixture
+def published(folder: Path, tmp_path: Path) -> Path:
+    """A folder that holds an adapter, which the model applies where it hears."""
+    from peft import LoraConfig
+
+    copy = shutil.copytree(folder, tmp_path / "published")
+    generator, tensors = torch.Generator().manual_seed(5), {}
+    for name, module in granite.MODEL.from_pretrained(folder).named_modules():
+        if "language_model" in name and name.endswith(("q_proj", "v_proj")):
+            for factor, size in (("A", (4, module.in_features)), ("B", (module.out_features, 4))):
+                value = 0.3 * torch.randn(size, generator=generator)
+                tensors[f"base_model.model.{name}.lora_{factor}.weight"] = value
+    save_file(tensors, copy / "adapter_model.safetensors", metadata={"format": "pt"})
+    LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]).save_pretrained(copy)
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace('"has_lora_adapter": false', '"has_lora_adapter": true'))
+    return copy
+
+
+@torch.no_grad()
+def test_a_published_adapter_is_merged_by_the_command_that_the_refusal_names(published: Path, tmp_path: Path) -> None:
+    """What is converted hears as transformers hears with the adapter."""
+    with pytest.raises(UserError, match=r": rlspeech convert .* --to merged --out NEW_FOLDER$") as told:
+        StudentPlace.of(str(published))
+    words = str(told.value).partition(": rlspeech ")[2].replace("NEW_FOLDER", str(tmp_path / "merged")).split()
+    assert main([*words, "--quiet"]) == 0
+    student = StudentPlace.of(str(tmp_path / "merged")).load()
+    own = logits(student, prompt(student, 1.3))
+    model = granite.MODEL.from_pretrained(published).eval()
+    heard = granite.inputs(published, QUESTION, noise(1.3, seed=1).samples)
+    model.enable_adapters()
+    assert torch.allclose(own, model(**heard).logits[0] / granite.LOGITS_SCALING, atol=1e-3)
+    model.disable_adapters()
+    assert not torch.allclose(own, model(**heard).logits[0] / granite.LOGITS_SCALING, atol=0.1)
+
+
+def test_there_is_nothing_to_merge_without_an_adapter(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["convert", str(folder), "--to", "merged", "--out", str(tmp_path / "new"), "--quiet"]) == 2
+    assert "holds no adapter, adapter_config.json: there is nothing to merge" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

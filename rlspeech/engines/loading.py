@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlspeech.catalog import fetch, resolve, source
+from rlspeech.catalog import Resolved, fetch, resolve, source
 from rlspeech.config import EvaluateConfig, Stage
 from rlspeech.errors import UserError
 from rlspeech.plugins import find_class
@@ -27,9 +27,10 @@ class StudentPlace:
     def of(cls, name: str, *, trust_remote_code: bool = False, windows_at_once: int | None = None) -> StudentPlace:
         """Raises UserError where no family reads the model, or its folder comes with code that is not trusted."""
         resolved = resolve(name, kind="speech")
-        if resolved.family is None:
-            raise UserError(f"{name}: no student family reads this architecture; docs/students.md has those that do")
-        return cls(trusted(fetch(resolved), trust_remote_code), resolved.family, windows_at_once)
+        family = family_of(resolved)
+        folder = fetch(resolved)
+        family.check_layout(folder)
+        return cls(trusted(folder, trust_remote_code), family.family(), windows_at_once)
 
     def load(self, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Student:
         family: Any = find_class("students", self.family, "Student")
@@ -37,6 +38,13 @@ class StudentPlace:
         if self.windows_at_once is not None:
             student.windows_at_once = self.windows_at_once
         return student
+
+
+def family_of(model: Resolved) -> Any:
+    """The class `Student` of the file that reads this model. Raises UserError where none does."""
+    if model.family is None:
+        raise UserError(f"{model.name}: no student family reads this architecture; docs/students.md has those that do")
+    return find_class("students", model.family, "Student")
 
 
 def student_place(config: Stage | EvaluateConfig, name: str) -> StudentPlace:

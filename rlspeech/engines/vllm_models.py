@@ -8,8 +8,9 @@ from __future__ import annotations
 
 MODELS = {  # by the architecture in config.json
     "GraniteSpeechForConditionalGeneration": "vllm_granite:GraniteSpeech",
-    "Qwen2_5OmniForConditionalGeneration": "vllm_omni:Thinker",
-    "Qwen2_5OmniModel": "vllm_omni:Thinker",
+    "Qwen2_5OmniForConditionalGeneration": "vllm_omni:Qwen2_5Thinker",
+    "Qwen2_5OmniModel": "vllm_omni:Qwen2_5Thinker",
+    "Qwen3OmniMoeForConditionalGeneration": "vllm_omni:Qwen3Thinker",
     "VoxtralForConditionalGeneration": "vllm_voxtral:Voxtral",
 }
 

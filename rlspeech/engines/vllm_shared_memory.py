@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -106,6 +107,7 @@ def _backend() -> type:
 
         def start_weight_update(self) -> None:
             initialize_layerwise_reload(self.model)
+            self.kernels = _unpacked_experts(self.model) if self.device.type == "cpu" else {}
 
         def update_weights(self, update_info: dict) -> None:
             # vLLM's own waits for an accelerator, which a CPU has not.
@@ -120,6 +122,8 @@ def _backend() -> type:
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
+            for method, kernel in self.kernels.items():
+                method.moe_kernel = kernel
             if self.device.type == "cpu":
                 _repack_tied_heads(self.model)
 
@@ -127,6 +131,21 @@ def _backend() -> type:
             return
 
     return SharedMemoryEngine
+
+
+def _unpacked_experts(model: nn.Module) -> dict[Any, Any]:
+    """What multiplies the experts of each layer, and its kernel, which is taken from it until all weights have come.
+
+    On a CPU, vLLM (0.32) packs experts where there is no kernel yet, and would multiply by what comes later as it is.
+    To be removed when its UnquantizedFusedMoEMethod packs whatever is loaded.
+    """
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    methods = [getattr(module, "quant_method", None) for module in model.modules()]
+    kernels = {method: method.moe_kernel for method in methods if isinstance(method, UnquantizedFusedMoEMethod)}
+    for method in kernels:
+        method.moe_kernel = None
+    return kernels
 
 
 def _repack_tied_heads(model: nn.Module) -> None:

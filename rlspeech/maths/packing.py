@@ -74,8 +74,10 @@ def needed_mask(branch_BT: Tensor) -> Tensor | None:
 
     Half an hour of audio makes 22,500 positions, and their mask would fill 500 MB, in float32 2 GB.
     """
-    is_causal = branch_BT.numel() and branch_BT.min() >= SHARED and all(len(row.unique()) <= 2 for row in branch_BT)
-    return None if is_causal else attention_mask(branch_BT)
+    is_whole = branch_BT.numel() > 0 and bool(branch_BT.min() >= SHARED)
+    if is_whole and all(len(row[row > SHARED].unique()) <= 1 for row in branch_BT):
+        return None
+    return attention_mask(branch_BT)
 
 
 def attention_mask(branch_BT: Tensor) -> Tensor:

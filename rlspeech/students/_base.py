@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin, Whisper
 from rlspeech.errors import UserError
 from rlspeech.students._checkpoint import read_model, write_model
 from rlspeech.students._context import Room
+from rlspeech.students._rewrite import Conversion
 from rlspeech.types import Prompt, Sample, Waveform
 
 RATE_HZ = 16_000
@@ -48,10 +49,12 @@ class Family:
         "model.audio_tower.": "audio_tower.",
         "model.multi_modal_projector.": "multi_modal_projector.",
     }
+    UNREAD: ClassVar[tuple[str, ...]] = ()  # beginnings of published names that are no part of the student
     FIXED: ClassVar[tuple[str, ...]] = ("embed_positions",)  # parts of the encoder that never learn
     frame_s: ClassVar[float] = 0.04
     framewise: ClassVar[bool] = True  # the projector reads each frame on its own
     several: ClassVar[bool] = True  # a prompt may hold more than one audio
+    CONVERSIONS: ClassVar[Mapping[str, Conversion]] = {}  # of `rlspeech convert`, by what --to calls it
 
     model: Any
     folder: Path
@@ -67,13 +70,14 @@ class Family:
     @classmethod
     def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Self:
         """Raises UserError where the tokenizer has not the family's tokens, or the weights are not whole."""
+        cls.check_layout(folder)
         tokenizer = cls.read_tokenizer(folder)
         vocabulary = tokenizer.get_vocab()
         for token, what in ((cls.AUDIO, "stands for audio"), (cls.END, "ends a reply")):
             if token not in vocabulary:
                 raise UserError(f"{folder}: its tokenizer has no token {token}, which {what} in {cls.family()}")
         extractor = cls.EXTRACTOR.from_pretrained(folder)
-        model = read_model(cls.MODEL, folder, dtype, weights=weights)
+        model = read_model(cls.MODEL, folder, dtype, weights=weights, unread=cls.UNREAD)
         audio_id = cls.audio_id(model.config)
         if audio_id != vocabulary[cls.AUDIO]:
             raise UserError(
@@ -81,6 +85,10 @@ class Family:
                 f"its tokenizer {vocabulary[cls.AUDIO]} ({cls.AUDIO}); the two are not of one model"
             )
         return cls(model.eval().requires_grad_(False), folder, tokenizer, extractor, cls.read_settings(folder))
+
+    @classmethod
+    def check_layout(cls, folder: Path) -> None:
+        """Raises UserError where a folder has to be converted before it can be loaded."""
 
     @classmethod
     def family(cls) -> str:
@@ -200,9 +208,8 @@ class Family:
     def _frames_of(self, sample: Sample, audio: Waveform) -> int:
         frames = self._placeholders(audio.samples)
         if frames < 1:
-            raise UserError(
-                f"{sample.id}: {audio.duration_s:.3f} s of audio is too short to hear; {self.frame_s} s is the least"
-            )
+            heard = f"{audio.duration_s:.3f} s of audio is too short to hear"
+            raise UserError(f"{sample.id}: {heard}; {self.frame_s:.2g} s is the least")
         if self.longest_s is not None and audio.duration_s > self.longest_s:
             raise UserError(f"{sample.id}: {audio.duration_s:.0f} s of audio; {self.longest_s:.0f} s fit")
         return frames
@@ -346,8 +353,8 @@ class Family:
                 module.merged_adapters = []
 
     @property
-    def adapted(self) -> str:
-        """Pattern of the modules that LoRA is put on."""
+    def adapted(self) -> str | list[str]:
+        """Pattern or names of the modules that LoRA is put on."""
         return rf"{self.DECODER}\..*\.({LINEAR_LAYERS})"
 
     def is_decoder(self, parameter: str) -> bool:

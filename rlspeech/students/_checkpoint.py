@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +19,53 @@ from transformers import PreTrainedModel
 from rlspeech.errors import UserError
 
 WEIGHTS = "model.safetensors"
+STACKING = "automatic conversion of the weights"  # in what transformers says where experts cannot be stacked
 SHOWN = 12  # names of tensors in one line
 COPIED = {".json", ".jinja", ".txt", ".model"}
 OWN = ("adapter_config.json", "sha256.json")  # speak of the weights that lie beside them
 
 
-def read_model(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype, *, weights: bool) -> Any:
-    """The model of a folder; without weights, on the meta device.
+def read_model(
+    kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype, *, weights: bool, unread: tuple[str, ...] = ()
+) -> Any:
+    """The model of a folder; without weights, on the meta device. `unread`: beginnings of names that it passes over.
 
     Raises UserError that lists the tensors which the folder lacks, has too many of, or has in another shape.
     """
     if not weights:
         with torch.device("meta"):
             return kind(kind.config_class.from_pretrained(folder)).to(dtype)
-    model, found = kind.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
-    )
+    try:
+        model, found = kind.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
+        )
+    except RuntimeError as error:
+        if STACKING not in str(error):
+            raise
+        raise UserError(
+            f"{folder}: not the weights of a whole {kind.__name__}; "
+            "an expert lacks a matrix, or has one of another shape"
+        ) from error
     wrong = {
         "missing": found["missing_keys"],
-        "unexpected": found["unexpected_keys"],
+        "unexpected": [name for name in found["unexpected_keys"] if not name.startswith(unread)],
         "of another shape": [name for name, *_ in found["mismatched_keys"]],
     }
-    told = [f"{what}: {told_names(sorted(names))}" for what, names in wrong.items() if names]
-    if told:
-        raise UserError(f"{folder}: not the weights of a whole {kind.__name__}; tensors {'; '.join(told)}")
+    if names := told(wrong):
+        raise UserError(f"{folder}: not the weights of a whole {kind.__name__}; tensors {names}")
     return model
 
 
-def told_names(names: Sequence[str]) -> str:
+def told(wrong: Mapping[str, Collection[str]]) -> str:
+    """Names of tensors by what is wrong with them, for one line.
+
+    >>> told({"missing": {"b", "a"}, "unexpected": []})
+    'missing: 2 (a, b)'
+    """
+    return "; ".join(f"{what}: {_names(sorted(names))}" for what, names in wrong.items() if names)
+
+
+def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} ({', '.join(names[:SHOWN])}{more})"
 

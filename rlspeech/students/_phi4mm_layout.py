@@ -1,12 +1,8 @@
 """Phi-4-multimodal's two layouts: that of the hub's remote code, and transformers' native one, which is trained here.
 
-    python -m rlspeech.students._phi4mm_layout native ORIGINAL NEW
-    python -m rlspeech.students._phi4mm_layout apart TRAINED NATIVE NEW
-    python -m rlspeech.students._phi4mm_layout original NATIVE ORIGINAL NEW
-
-`native` gives a downloaded model the native layout; none of its code is run. A trained checkpoint has the speech
-adapter merged: `apart` takes it out again, onto the native model that the training began with. `original` gives a
-native model, its adapters apart, the layout of the hub; what is neither weight nor adapter comes from ORIGINAL.
+`to_native` gives a downloaded model the native layout; none of its code is run. A trained checkpoint has the speech
+adapter merged: `apart` takes it out again, onto the native model that the training began with. `to_hub` gives a native
+model, its adapters apart, the layout of the hub; what is neither weight nor adapter comes from the downloaded folder.
 
 In the layout of the hub, adapted matrices are called `base_layer`, and both adapters lie among the weights.
 """
@@ -16,18 +12,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
 
 from rlspeech.errors import UserError
-from rlspeech.students._phi4mm_config import native_config, write_processor
-from rlspeech.students._phi4mm_lora import CONFIG, PEFT, SPEECH, VISION, WEIGHTS, plain
+from rlspeech.students._phi4mm_config import hub_settings, native_config, token_ids, write_processor
+from rlspeech.students._phi4mm_lora import CONFIG, PEFT, SPEECH, VISION, WEIGHTS, adapter_settings, plain
+from rlspeech.students._rewrite import Conversion, Stored, by_file, check_tensors, new_folder, stored, write_weights
 
 AUDIO, IMAGE = "model.embed_tokens_extend.audio_embed.", "model.embed_tokens_extend.image_embed."
 NAMES = (  # of the hub, native; beginnings of what follows AUDIO, IMAGE or a block of the encoder
@@ -51,7 +48,9 @@ IN_BLOCK = (
 BLOCK = re.compile(re.escape(f"{AUDIO}encoder.encoders.") + r"\d+\.")
 ADAPTED = re.compile(r"(model\.layers\.\d+\.(?:self_attn\.(?:qkv|o)_proj|mlp\.(?:gate_up|down)_proj))\.weight")
 FOLDERS = {"speech": SPEECH, "vision": VISION}
-INDEX = "model.safetensors.index.json"
+UNEXPLAINED = 0.05  # of what training moved: a trained matrix may differ by so much from base and adapter together
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def native_name(name: str) -> str:
@@ -63,22 +62,13 @@ def native_name(name: str) -> str:
     return _renamed(name.replace(".base_layer.", "."), 0, 1)
 
 
-def original_name(name: str) -> str:
+def hub_name(name: str) -> str:
     """
-    >>> original_name("model.layers.0.mlp.down_proj.weight")
+    >>> hub_name("model.layers.0.mlp.down_proj.weight")
     'model.layers.0.mlp.down_proj.base_layer.weight'
     """
     adapted = ADAPTED.fullmatch(name)
     return f"{adapted[1]}.base_layer.weight" if adapted else _renamed(name, 1, 0)
-
-
-def _renamed(name: str, have: int, want: int) -> str:
-    block = BLOCK.match(name)
-    head = block[0] if block else next((head for head in (AUDIO, IMAGE) if name.startswith(head)), "")
-    pairs = IN_BLOCK if block else [pair for where, *pair in NAMES if where == head]
-    rest = name.removeprefix(head)
-    pair = next((pair for pair in pairs if rest.startswith(pair[have])), None)
-    return name if pair is None else head + pair[want] + rest.removeprefix(pair[have])
 
 
 def adapter_of(name: str) -> str | None:
@@ -91,85 +81,169 @@ def adapter_of(name: str) -> str | None:
     return found[1] if found else None
 
 
+def native_shapes(config: Phi4MultimodalConfig) -> Shapes:
+    """Of what a folder in the native layout holds, by name."""
+    with torch.device("meta"):
+        model = Phi4MultimodalForCausalLM(config)
+    tied = set(model.all_tied_weights_keys)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in tied}
+
+
+def hub_shapes(native: Shapes, ranks: Mapping[str, int]) -> Shapes:
+    """Of what a folder in the hub's layout holds; `ranks` by adapter."""
+    of_adapters = {
+        name.replace(".weight", f".{adapter}.weight"): shape
+        for adapter, rank in ranks.items()
+        for name, shape in adapter_shapes(native, rank).items()
+    }
+    return {hub_name(name): shape for name, shape in native.items()} | of_adapters
+
+
+def adapter_shapes(native: Shapes, rank: int) -> Shapes:
+    """Of the factors A [rank, in] and B [out, rank] of every adapted matrix [out, in]."""
+    found = {}
+    for name, shape in native.items():
+        if adapted := ADAPTED.fullmatch(name):
+            found |= {f"{adapted[1]}.lora_A.weight": (rank, shape[1]), f"{adapted[1]}.lora_B.weight": (shape[0], rank)}
+    return found
+
+
 def to_native(original: Path, new: Path) -> None:
-    """The native layout of a model of the hub, a file of weights at a time. Raises UserError for another model."""
-    settings = _json(original / "config.json")
-    if "embd_layer" not in settings:
-        raise UserError(f"{original}: not in the layout of the hub's remote code: no embd_layer in its config.json")
-    new.mkdir(parents=True)
-    native_config(settings).save_pretrained(new)
-    write_processor(original, new)
-    adapters: dict[str, dict[str, Tensor]] = {name: {} for name in FOLDERS}
-
-    def convert(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        kept = {}
-        for name, value in tensors:
-            adapter = adapter_of(name)
-            if adapter is None:
-                kept[native_name(name)] = value
-            else:
-                adapters[adapter][PEFT + plain(name)] = value
-        return kept
-
-    _convert_files(original, new, convert)
-    for adapter, tensors in adapters.items():
-        _write_adapter(new / FOLDERS[adapter], tensors, settings[f"{adapter}_lora"])
+    """The native layout of a folder of the hub. Raises UserError where that is not one, or not whole."""
+    settings = hub_settings(original)
+    config = native_config(settings, token_ids(original))
+    found = stored(original)
+    wanted = hub_shapes(native_shapes(config), _ranks(settings))
+    check_tensors(original, found, wanted, "a whole Phi-4-multimodal in the hub's layout")
+    weights = {native_name(name): one for name, one in found.items() if adapter_of(name) is None}
+    with new_folder(new, found.values()) as folder:
+        config.save_pretrained(folder)
+        write_processor(original, folder)
+        for adapter, beside in FOLDERS.items():
+            own = {plain(name): one for name, one in found.items() if adapter_of(name) == adapter}
+            _write_adapter(folder / beside, own)
+            _write_settings(folder / beside, settings[f"{adapter}_lora"])
+        write_weights(folder, by_file(weights))
 
 
-def apart(trained: Path, native: Path, new: Path) -> None:
-    """A trained checkpoint with its speech adapter beside the weights that it was merged into.
+def apart(trained: Path, new: Path, *, base: Path) -> None:
+    """A trained checkpoint with its adapter beside the weights that it was merged into, which `base` has still.
 
-    Raises UserError where the checkpoint has no adapter of its own: then all of the language model may have learned.
+    Raises UserError where the checkpoint has no adapter of its own, or is not what `base` and the adapter make up.
     """
     adapter = trained / "adapter"
     if not (adapter / WEIGHTS).is_file():
         raise UserError(f"{trained}: no folder adapter: what its stage learned cannot be taken out of its weights")
-    new.mkdir(parents=True)
-    for file in sorted(trained.iterdir()):
-        if file.is_file() and file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, new / file.name)
-    merged = {name: file for file in _weight_files(trained) for name in _names(file)}
-
-    def convert(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        return {
-            name: value if ADAPTED.fullmatch(name) or name not in merged else _tensor(merged[name], name)
-            for name, value in tensors
-        }
-
-    _convert_files(native, new, convert)
-    (new / SPEECH).mkdir()
-    save_file(load_file(adapter / WEIGHTS), new / SPEECH / WEIGHTS, metadata={"format": "pt"})
-    shutil.copyfile(adapter / CONFIG, new / SPEECH / CONFIG)
-    if (native / VISION).is_dir():
-        shutil.copytree(native / VISION, new / VISION)
-
-
-def to_original(native: Path, original: Path, new: Path) -> None:
-    """The hub's layout of a native model. Raises UserError where its adapters are not apart."""
-    for folder in FOLDERS.values():
-        if not (native / folder / WEIGHTS).is_file():
-            raise UserError(f"{native}: no {folder}; of a trained checkpoint it is made by `apart`")
-    new.mkdir(parents=True)
-    kept = shutil.ignore_patterns("*.safetensors", "*.index.json", ".git*")
-    shutil.copytree(original, new, ignore=kept, dirs_exist_ok=True)
-
-    def convert(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        return {original_name(name): value for name, value in tensors}
-
-    extra = {}
-    for adapter, folder in FOLDERS.items():
-        tensors = load_file(native / folder / WEIGHTS)
-        extra |= {plain(name).replace(".weight", f".{adapter}.weight"): value for name, value in tensors.items()}
-        (new / folder).mkdir(exist_ok=True)
-        save_file({PEFT + plain(name): value for name, value in tensors.items()}, new / folder / WEIGHTS)
-    _convert_files(native, new, convert, extra=extra)
+    merged, before = stored(trained), stored(base)
+    check_tensors(trained, merged, {name: one.shape for name, one in before.items()}, f"the model of {base}")
+    factors = _adapter(adapter, {name: one.shape for name, one in before.items()})
+    _check_sums(trained, base, merged, before, adapter)
+    chosen = {
+        name: replace(one, dtype=merged[name].dtype) if ADAPTED.fullmatch(name) else merged[name]
+        for name, one in before.items()
+    }
+    parts = [{name: chosen[name] for name in part} for part in by_file(before)]
+    with new_folder(new, [*chosen.values(), *factors.values()]) as folder:
+        for file in sorted(trained.iterdir()):
+            if file.is_file() and file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, folder / file.name)
+        _write_adapter(folder / SPEECH, factors)
+        shutil.copyfile(adapter / CONFIG, folder / SPEECH / CONFIG)
+        if (base / VISION).is_dir():
+            shutil.copytree(base / VISION, folder / VISION)
+        write_weights(folder, parts)
 
 
-def _write_adapter(folder: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+def to_hub(native: Path, new: Path, *, base: Path) -> None:
+    """The hub's layout of a native folder; `base` is the downloaded one.
+
+    Raises UserError where the adapters are not apart, or the two folders are not of one architecture.
+    """
+    settings = hub_settings(base)
+    shapes = native_shapes(native_config(settings, token_ids(base)))
+    weights = stored(native)
+    check_tensors(native, weights, shapes, f"the model of {base}")
+    extra: dict[str, Stored] = {}
+    for adapter, beside in FOLDERS.items():
+        if not (native / beside / WEIGHTS).is_file():
+            raise UserError(f"{native}: no folder {beside}; of a trained checkpoint, --to apart makes it")
+        _check_scale(native / beside, settings[f"{adapter}_lora"], base)
+        factors = _adapter(native / beside, shapes)
+        extra |= {name.replace(".weight", f".{adapter}.weight"): one for name, one in factors.items()}
+    parts = [{hub_name(name): one for name, one in part.items()} for part in by_file(weights)]
+    with new_folder(new, [*weights.values(), *extra.values()]) as folder:
+        kept = shutil.ignore_patterns("*.safetensors", "*.index.json", ".git*")
+        shutil.copytree(base, folder, ignore=kept, dirs_exist_ok=True)
+        for adapter, beside in FOLDERS.items():
+            own = {plain(name): one for name, one in extra.items() if adapter_of(name) == adapter}
+            _write_adapter(folder / beside, own)
+            if not (folder / beside / CONFIG).is_file():
+                shutil.copyfile(native / beside / CONFIG, folder / beside / CONFIG)
+        _set_dtype(folder / "config.json", weights.values())
+        write_weights(folder, [*parts, extra])
+
+
+def _renamed(name: str, have: int, want: int) -> str:
+    block = BLOCK.match(name)
+    head = block[0] if block else next((head for head in (AUDIO, IMAGE) if name.startswith(head)), "")
+    pairs = IN_BLOCK if block else [pair for where, *pair in NAMES if where == head]
+    rest = name.removeprefix(head)
+    pair = next((pair for pair in pairs if rest.startswith(pair[have])), None)
+    return name if pair is None else head + pair[want] + rest.removeprefix(pair[have])
+
+
+def _ranks(settings: Mapping[str, Any]) -> dict[str, int]:
+    return {adapter: settings[f"{adapter}_lora"]["r"] for adapter in FOLDERS}
+
+
+def _adapter(folder: Path, native: Shapes) -> dict[str, Stored]:
+    """The factors of an adapter under plain names; they are those of every adapted matrix, or it raises UserError."""
+    found = {plain(name): one for name, one in stored(folder, WEIGHTS).items()}
+    wanted = adapter_shapes(native, adapter_settings(folder)["rank"])
+    check_tensors(folder, found, wanted, "an adapter of this model")
+    return found
+
+
+def _check_scale(folder: Path, wanted: Mapping[str, Any], base: Path) -> None:
+    own = adapter_settings(folder)
+    if (own["rank"], own["alpha"]) != (wanted["r"], wanted["lora_alpha"]):
+        raise UserError(
+            f"{folder}: rank {own['rank']} and alpha {own['alpha']:g}, where {base} has rank {wanted['r']} and alpha "
+            f"{wanted['lora_alpha']:g}"
+        )
+
+
+def _check_sums(
+    trained: Path, base: Path, merged: Mapping[str, Stored], before: Mapping[str, Stored], adapter: Path
+) -> None:
+    """The trained matrices are those of `base` with the adapter added, up to rounding."""
+    settings = adapter_settings(adapter)
+    factors = {plain(name): value.float() for name, value in load_file(adapter / WEIGHTS).items()}
+    scale = settings["alpha"] / settings["rank"]
+    wrong = []
+    for name in sorted(filter(ADAPTED.fullmatch, before)):
+        layer = name.removesuffix(".weight")
+        old, now = before[name].read().float(), merged[name].read().float()
+        added = scale * factors[f"{layer}.lora_B.weight"] @ factors[f"{layer}.lora_A.weight"]
+        rounding = torch.finfo(merged[name].dtype).eps * now.abs().mean()
+        if (now - old - added).abs().mean() > UNEXPLAINED * (now - old).abs().mean() + rounding:
+            wrong.append(name)
+    if wrong:
+        raise UserError(
+            f"{trained}: {len(wrong)} matrices, such as {wrong[0]}, are not those of {base} with the adapter added: "
+            "--base has to be the folder that this stage began with"
+        )
+
+
+def _write_adapter(folder: Path, tensors: Mapping[str, Stored]) -> None:
+    folder.mkdir(exist_ok=True)
+    named = {PEFT + name.replace(f".{adapter_of(name)}.", "."): one.read() for name, one in tensors.items()}
+    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     from peft import LoraConfig
 
-    folder.mkdir()
-    save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     LoraConfig(
         r=settings["r"],
         lora_alpha=settings["lora_alpha"],
@@ -179,66 +253,16 @@ def _write_adapter(folder: Path, tensors: Mapping[str, Tensor], settings: Mappin
     ).save_pretrained(folder)
 
 
-def _convert_files(
-    source: Path,
-    new: Path,
-    convert: Callable[[Iterator[tuple[str, Tensor]]], dict[str, Tensor]],
-    *,
-    extra: Mapping[str, Tensor] = {},
-) -> None:
-    """File by file, with an index where there are several; what is `extra` goes into a file of its own."""
-    files = _weight_files(source)
-    count = len(files) + bool(extra)
-    index: dict[str, str] = {}
-    size = 0
-    for number in range(count):
-        name = "model.safetensors" if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
-        tensors = convert(_tensors(files[number])) if number < len(files) else dict(extra)
-        save_file(tensors, new / name, metadata={"format": "pt"})
-        index |= dict.fromkeys(tensors, name)
-        size += sum(value.nbytes for value in tensors.values())
-    if count > 1:
-        (new / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": index}, indent=1))
+def _set_dtype(file: Path, tensors: Iterable[Stored]) -> None:
+    """The type of the weights, under the name that the hub's config has for it."""
+    (dtype, *_) = {str(one.dtype).removeprefix("torch.") for one in tensors}
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("torch_dtype") != dtype:
+        file.write_text(json.dumps(config | {"torch_dtype": dtype}, indent=2), encoding="utf-8")
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("model*.safetensors"))
-    if not found:
-        raise UserError(f"{folder}: no model*.safetensors")
-    return found
-
-
-def _names(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as tensors:
-        return list(tensors.keys())
-
-
-def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118
-            yield name, tensors.get_tensor(name)
-
-
-def _tensor(file: Path, name: str) -> Tensor:
-    with safe_open(file, framework="pt") as tensors:
-        return tensors.get_tensor(name)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def main(arguments: list[str]) -> None:
-    verbs: dict[str, tuple[Callable[..., None], int]] = {"native": (to_native, 2), "apart": (apart, 3)}
-    verbs["original"] = (to_original, 3)
-    verb, *folders = arguments or [""]
-    if verb not in verbs or len(folders) != verbs[verb][1]:
-        raise SystemExit(__doc__)
-    try:
-        verbs[verb][0](*map(Path, folders))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+CONVERSIONS = {
+    "native": Conversion(to_native),
+    "hub": Conversion(to_hub, base="the folder as it was downloaded from the hub"),
+    "apart": Conversion(apart, base="the native folder that the stage began with"),
+}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlspeech.errors import UserError
-from rlspeech.students._checkpoint import told_names
+from rlspeech.students._checkpoint import told
 
 SPEECH, VISION = "speech-lora", "vision-lora"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -34,10 +34,8 @@ def adapter_tensors(folder: Path, layers: Iterable[str] | None = None) -> dict[s
         layers = sorted({name.partition(".lora_")[0] for name in tensors})
     wanted = {name: (f"{name}.lora_A.weight", f"{name}.lora_B.weight") for name in layers}
     asked = {one for pair in wanted.values() for one in pair}
-    wrong = {"missing": sorted(asked - set(tensors)), "unexpected": sorted(set(tensors) - asked)}
-    told = [f"{what}: {told_names(names)}" for what, names in wrong.items() if names]
-    if told:
-        raise UserError(f"{folder}: not an adapter of this model; tensors {'; '.join(told)}")
+    if wrong := told({"missing": asked - tensors.keys(), "unexpected": tensors.keys() - asked}):
+        raise UserError(f"{folder}: not an adapter of this model; tensors {wrong}")
     return {name: (tensors[a], tensors[b]) for name, (a, b) in wanted.items()}
 
 

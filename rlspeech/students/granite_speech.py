@@ -20,6 +20,7 @@ from rlspeech.students._base import Family
 from rlspeech.students._checkpoint import set_in_config, write_model
 from rlspeech.students._granite_encoder import encode
 from rlspeech.students._granite_features import GraniteFeatures
+from rlspeech.students._rewrite import Conversion, check_tensors, new_folder, stored
 from rlspeech.types import Sample
 
 ADAPTER = "adapter_config.json"
@@ -27,6 +28,28 @@ SYSTEM = (  # of the model cards; a template's own would have the date of the da
     "Knowledge Cutoff Date: April 2024.\nToday's Date: April 9, 2025.\n"
     "You are Granite, developed by IBM. You are a helpful AI assistant"
 )
+
+
+def merge_adapter(folder: Path, new: Path) -> None:
+    """A published folder with its adapter made part of the weights, under published names.
+
+    Raises UserError where there is no adapter.
+    """
+    if not (folder / ADAPTER).is_file():
+        raise UserError(f"{folder}: holds no adapter, {ADAPTER}: there is nothing to merge")
+    weights = stored(folder)
+    model = Student.MODEL.from_pretrained(folder, local_files_only=True)
+    for name, layer in list(model.named_modules()):
+        if hasattr(layer, "get_delta_weight"):
+            layer.merge()
+            model.set_submodule(name, layer.base_layer)
+    tied = set(model.all_tied_weights_keys)
+    state = {_published(name): value for name, value in model.state_dict().items() if name not in tied}
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    check_tensors(folder, weights, shapes, "a whole Granite Speech")
+    with new_folder(new, weights.values()) as written:
+        write_model(written, folder, state)
+        set_in_config(written, has_lora_adapter=False)
 
 
 class Student(Family):
@@ -46,15 +69,19 @@ class Student(Family):
     FIXED = ()
     frame_s = 0.1
     framewise = False
+    CONVERSIONS = {"merged": Conversion(merge_adapter)}  # noqa: RUF012
+
+    @classmethod
+    def check_layout(cls, folder: Path) -> None:
+        if (folder / ADAPTER).is_file():
+            raise UserError(
+                f"{folder}: holds an adapter, {ADAPTER}; make it part of the weights: "
+                f"rlspeech convert {folder} --to merged --out NEW_FOLDER"
+            )
 
     @classmethod
     def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Self:
         """Raises UserError as all families do, and where the folder's adapter is still to be merged."""
-        if (folder / ADAPTER).is_file():
-            raise UserError(
-                f"{folder}: holds an adapter, {ADAPTER}; make it part of the weights: python -c 'from "
-                f'rlspeech.students.granite_speech import merge_adapter as m; m("{folder}", "OUT")\''
-            )
         student = super().load(folder, dtype=dtype, weights=weights)
         student.decoder.norm.register_forward_hook(_scaled(student.model.config.text_config.logits_scaling))
         return student
@@ -91,21 +118,6 @@ class Student(Family):
 def _scaled(by: float) -> Any:
     """Granite divides its logits; transformers 5.19 forgets it in GraniteSpeech alone: remove this when it does not."""
     return lambda module, given, out: out / by
-
-
-def merge_adapter(folder: str | Path, out: str | Path) -> None:
-    """Writes a published folder with its adapter made part of the weights, under published names."""
-    source, target = Path(folder), Path(out)
-    model = Student.MODEL.from_pretrained(source)
-    for name, layer in list(model.named_modules()):
-        if hasattr(layer, "get_delta_weight"):
-            layer.merge()
-            model.set_submodule(name, layer.base_layer)
-    target.mkdir(parents=True)
-    tied = set(model.all_tied_weights_keys)
-    state = {name: value for name, value in model.state_dict().items() if name not in tied}
-    write_model(target, source, {_published(name): value for name, value in state.items()})
-    set_in_config(target, has_lora_adapter=False)
 
 
 def _published(name: str) -> str:

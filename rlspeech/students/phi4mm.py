@@ -25,6 +25,8 @@ from rlspeech.errors import UserError
 from rlspeech.students._base import Family
 from rlspeech.students._conformer import encode, frames_of, log_mel, windows_of
 from rlspeech.students._longrope import LongRope, Rotary
+from rlspeech.students._phi4mm_config import is_hub_layout
+from rlspeech.students._phi4mm_layout import CONVERSIONS
 from rlspeech.students._phi4mm_lora import SPEECH, adapter_settings, adapter_tensors
 from rlspeech.types import Prompt
 
@@ -53,19 +55,23 @@ class Student(Family):
     PUBLISHED = {}  # noqa: RUF012 published by its own names
     FIXED = ()
     frame_s = 0.08
+    CONVERSIONS = CONVERSIONS
 
     windows_at_once: int = 4
     rope: LongRope | None = None
     own_lora: Mapping[str, Any] | None = None  # rank and alpha of the adapter in `speech-lora`
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Self:
-        """Raises UserError for the layout of the hub's remote code, too."""
-        if "embd_layer" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+    def check_layout(cls, folder: Path) -> None:
+        if is_hub_layout(json.loads((folder / "config.json").read_text(encoding="utf-8"))):
             raise UserError(
-                f"{folder}: the layout of the hub's remote code; give it transformers' native one first: "
-                f"python -m rlspeech.students._phi4mm_layout native {folder} NEW_FOLDER"
+                f"{folder}: in the layout of the hub's remote code; give it transformers' native one first: "
+                f"rlspeech convert {folder} --to native --out NEW_FOLDER"
             )
+
+    @classmethod
+    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, weights: bool = True) -> Self:
+        """Raises UserError as all families do, and for the layout of the hub's remote code."""
         student = super().load(folder, dtype=dtype, weights=weights)
         config = student.model.config
         student.rope = LongRope.of(config)

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from rlspeech.students._passes import in_pass
+from rlspeech.students._thinker import THINKER, encoded
 from rlspeech.students._whisper import WhisperFamily, log_mel, mel_frames
 
 BLOCKS = 15  # of 2 s, in what `windows_at_once` counts
-PARTS = ("audio_tower.", "visual.", "model.", "lm_head.")
 
 
 class Student(WhisperFamily):
@@ -31,7 +31,8 @@ class Student(WhisperFamily):
     TOWER = "audio_tower"
     PROJECTOR = "audio_tower.proj"
     DECODER = "model"
-    PUBLISHED = {part: f"thinker.{part}" for part in PARTS}  # noqa: RUF012
+    PUBLISHED = THINKER
+    UNREAD = ("talker.", "token2wav.")
     FIXED = ("audio_bos_eos_token",)  # stands in no prompt
 
     @property
@@ -50,17 +51,6 @@ class Student(WhisperFamily):
         return [self._hear(wave) for wave in waves]
 
     def _hear(self, wave: np.ndarray) -> Tensor:
-        """The tower cuts the audio into blocks itself, which nothing crosses."""
         mel, sound = log_mel(self.extractor, wave)
-        parts = mel[:, :sound].to(self.projector.weight).split(self.span, dim=1)
-        return torch.cat([in_pass(self._encoded, part) for part in parts])
-
-    def _encoded(self, mel: Tensor) -> Tensor:
-        """What the tower puts into its last layer."""
-        met: list[Tensor] = []
-        handle = self.projector.register_forward_pre_hook(lambda module, given: met.append(given[0]))
-        try:
-            self.tower(mel, feature_lens=torch.tensor([mel.shape[1]], device=mel.device))
-        finally:
-            handle.remove()
-        return met[0]
+        parts = mel[:, :sound].split(self.span, dim=1)
+        return torch.cat([in_pass(encoded, self.tower, self.projector, part) for part in parts])

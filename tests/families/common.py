@@ -47,7 +47,8 @@ def stir(model: PreTrainedModel) -> PreTrainedModel:
             if "embed_positions" in name:
                 continue
             if value.dim() > 1:
-                size = 1.0 if "embed_tokens" in name else 1.5 * value[0].numel() ** -0.5
+                fan_in = value.shape[-1] if ".experts." in name else value[0].numel()  # of each of the stacked matrices
+                size = 1.0 if "embed_tokens" in name else 1.5 * fan_in**-0.5
                 value.normal_(0, size, generator=generator)
             elif name.endswith("bias"):
                 value.normal_(0, 0.1, generator=generator)
