@@ -27,8 +27,8 @@ help: ## this list
 quickstart: .venv/installed ## a tiny speech LLM learns by alignment, SFT and distillation, from nothing, on two cores
 	@$(RUN) .venv/bin/rlspeech pipeline recipes/tiny/quickstart.toml --resume $(ARGS)
 
-test: .venv/installed ## the test suite, on two cores
-	@$(RUN) .venv/bin/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+test: .venv/installed ## the test suite
+	@$(RUN) .venv/bin/python -m pytest $(ARGS)
 
 check: .venv/installed ## ruff, its formatter, pyright
 	@.venv/bin/ruff check .

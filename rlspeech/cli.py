@@ -113,8 +113,11 @@ def _run_stage(verb: str, argv: list[str]) -> None:
     if recipe is None:
         recipe = default_recipe(verb, overrides) or (ANY_PAIR if self_test else None)
     config = load(CONFIGS[verb], recipe, overrides)
-    if getattr(given, "/dry_run"):
+    parameters = getattr(given, "/parameters", False)
+    if getattr(given, "/dry_run") or parameters:
         _show_plan(verb, config)
+        if parameters:
+            importlib.import_module("rlspeech.stages.parameters").run(config)
         return
     if not any(Path(device).exists() for device in GPU_DEVICES):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers imports, warns otherwise
@@ -218,6 +221,9 @@ def _parser(verb: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     ours.add_argument("/recipe", metavar=word.strip("[]"), nargs="?", default=None, help=text)
     ours.add_argument("-h", "--help", action="help", help="print this and stop")
     ours.add_argument("--dry-run", dest="/dry_run", action="store_true", default=False, help="print the plan, stop")
+    if known.learns:
+        text = "print the plan and which parameters learn in which stage, stop"
+        ours.add_argument("--parameters", dest="/parameters", action="store_true", default=False, help=text)
     if known.resumes:
         text = "go on where a killed run of the same settings stopped"
         ours.add_argument("--resume", dest="/resume", action="store_true", default=False, help=text)

@@ -27,27 +27,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Before any test module imports torch or transformers, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # tests of two processes share the cores
-os.environ.setdefault("OMP_NUM_THREADS", "1" if WORKER else "2")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-# What the session has one of is one process's: tests that share such a thing run one after the other, in one of them.
-SHARED = {"built": "family", "vllm_student_engine": "vllm", "vllm_teacher_engine": "vllm", "cluster": "ray"}
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for `--dist loadgroup`: by what a file's tests share, else by the file."""
-    needed = {
-        item.path: group
-        for item in items
-        for fixture, group in SHARED.items()
-        if fixture in getattr(item, "fixturenames", ())
-    }
-    for item in items:
-        group = needed.get(item.path, str(item.path))
-        if group == "family":
-            group = (getattr(item, "callspec", None) and item.callspec.params.get("family")) or group
-        item.add_marker(pytest.mark.xdist_group(group))
+# vLLM (0.32) makes the groups that experts need with the first engine of a process, or never.
+FAMILIES = sorted(shipped_names("students"), key=lambda name: (name != "qwen3_omni", name))
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +209,7 @@ def vllm_teacher_engine(vllm_teacher: Path) -> "VllmTeacher":
     )
 
 
-@pytest.fixture(scope="session", params=shipped_names("students"))
+@pytest.fixture(scope="session", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -33,6 +33,8 @@ from rlspeech.types import Prompt
 ADAPTED = r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
 HEARING = "model.embed_tokens_extend.audio_embed"
 PROJECTION = (f"{HEARING}.up_proj_for_speech.", f"{HEARING}.down_proj_for_speech.")
+PUBLISHED_SIZES = {"num_attention_heads": 24, "tie_word_embeddings": True}  # where transformers' defaults are others
+PUBLISHED_LORA = {"rank": 320, "alpha": 640.0}
 WRITING = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
 
 
@@ -80,6 +82,15 @@ class Student(Family):
             config.sliding_window = None  # a window over all there can be
         if (folder / SPEECH).is_dir():
             student._add_own_lora(folder / SPEECH, weights=weights)
+        return student
+
+    @classmethod
+    def outline(cls) -> Self:
+        """The published model by its sizes alone, on the meta device."""
+        with torch.device("meta"):
+            model = cls.MODEL(cls.MODEL.config_class(**PUBLISHED_SIZES)).to(torch.bfloat16)
+        student = cls(model, Path(), None, None, {})
+        student._put_own_lora(PUBLISHED_LORA, "meta")
         return student
 
     @classmethod
@@ -153,16 +164,19 @@ class Student(Family):
                 value.requires_grad_(True)
 
     def _add_own_lora(self, folder: Path, *, weights: bool) -> None:
-        self.own_lora = adapter_settings(folder)
-        with torch.device("cpu" if weights else "meta"):
-            super()._add_lora({**self.own_lora, "dropout": 0.0})
-        self.lora = None  # it has learned nothing yet
-        self.model.requires_grad_(False)
+        self._put_own_lora(adapter_settings(folder), "cpu" if weights else "meta")
         layers = self._adapted_layers()
         found = adapter_tensors(folder, layers) if weights else {}
         for name, (down, up) in found.items():
             layers[name].lora_A["default"].weight.data.copy_(down)
             layers[name].lora_B["default"].weight.data.copy_(up)
+
+    def _put_own_lora(self, settings: Mapping[str, Any], device: str) -> None:
+        self.own_lora = settings
+        with torch.device(device):
+            super()._add_lora({**settings, "dropout": 0.0})
+        self.lora = None  # it has learned nothing yet
+        self.model.requires_grad_(False)
 
     def _merge_own_lora(self) -> None:
         for name, layer in self._adapted_layers().items():
