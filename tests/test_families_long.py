@@ -1,13 +1,20 @@
 """Long audio, in every family: how much of it fits, and what does not hang on how it is gone through."""
 
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from test_families import QUESTION, noise
 
+from rlspeech.data import audio
+from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.errors import UserError
-from rlspeech.types import Prompt, Sample
+from rlspeech.stages.hearing import flat, hear, listen
+from rlspeech.types import Audio, Prompt, Sample
 
 
 @pytest.mark.parametrize("reply_tokens", [0, 400])
@@ -100,3 +107,26 @@ def test_while_the_encoder_learns_little_is_kept_of_a_pass(student: Any) -> None
     with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
         everything = made(student, 186.0, 4)
     assert sum(kept) < 0.15 * sum(everything)
+
+
+def test_learner_and_vllm_hear_the_same_bytes_which_were_resampled_once(student: Any, tmp_path: Path) -> None:
+    """A stereo file of 44.1 kHz. vLLM's own parser takes what it is given; a piece of long audio comes after the other.
+
+    Padding behind the last piece is each side's own.
+    """
+    from vllm.multimodal.parse import MultiModalDataParser
+
+    stereo = np.random.default_rng(0).normal(scale=0.1, size=(62 * 44_100, 2))
+    soundfile.write(tmp_path / "a.flac", stereo, 44_100)
+    sample = Sample("a", "Who?", Audio(tmp_path / "a.flac"), reference="Anna.")
+    samples, prompts = flat(hear(student, listen([sample])))
+    (batch,) = make_batches(student, reference_rollouts(student, samples, prompts), micro_batch=1)
+    given = student.vllm_input(prompts[0])["multi_modal_data"]
+    parser = MultiModalDataParser(target_sr=student.extractor.sampling_rate, target_channels=1)
+    sides = {
+        "decoder": [audio.read(sample.audio).samples],
+        "learner": batch.features[0].features,
+        "vllm": list(parser.parse_mm_data(given)["audio"]),
+    }
+    assert {wave.dtype for waves in sides.values() for wave in waves} == {np.dtype(np.float32)}
+    assert len({sha256(np.concatenate(waves).tobytes()).hexdigest() for waves in sides.values()}) == 1

@@ -87,6 +87,10 @@ def test_half_an_hour_goes_through_sft_distill_and_evaluate(meeting: Path, teach
 
     steps = [row for row in metrics(distill) if "train/loss" in row]
     assert len(steps) == 1
+    for row in (*steps, *metrics(sft)):
+        assert MEETING_S < row["data/audio_s"] < MEETING_S + 20
+        assert row["learn/positions"] > row["data/audio_s"] / Student.frame_s
+        assert row["learn/padding_share"] < 0.01
     assert all(row["kl/sampler_learner_max_nats"] < 1e-3 for row in steps)
     found = json.loads((scores / "evaluation.json").read_text())
     assert found["sets"]["all"]["student"]["kl_nats"] > 0

@@ -69,6 +69,9 @@ def test_distill_records_divergence_agreement_and_speed(small_student, small_tea
             assert name in row
         assert row["teacher/tokens_per_s"] > 0
         assert row["learn/tokens_per_s"] > 0
+        assert row["data/audio_s"] > 1
+        assert row["learn/positions"] > row["train/tokens"]
+        assert row["learn/padding_share"] == 0  # of micro-batches of one
     held_out = [row["step"] for row in rows if "kl/test_voice_nats" in row]
     assert held_out == [0, 2, 3]
     for rollout in lines(tmp_path / "d/rollouts.jsonl"):
