@@ -21,7 +21,9 @@ from rlspeech.losses.reverse_kl import Loss as ReverseKl
 from rlspeech.types import Completion, Policy, Prompt, Rollout, Sample, Scored, TokenBatch
 
 VOCABULARY, WIDTH = 7, 5
-STUDENT = SimpleNamespace(end_token_id=0, collate=tuple)  # all of a student that batches are made with
+STUDENT = SimpleNamespace(
+    end_token_id=0, collate=tuple, first_position=lambda prompt: 0
+)  # all of a student that batches are made with
 LOSSES = [ReverseKl(), ForwardKl(), Jsd(), K1(clip_high=50, clip_low=1, ratio_cap=100)]
 
 
