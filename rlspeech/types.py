@@ -58,7 +58,8 @@ class Sample:
     reference: str | None = None  # the right answer
     lang: str = "en"
     tags: Mapping[str, str] = field(default_factory=dict)  # "kind": transcribe, who, ...; "split": test_voice, ...
-    biasing_words: tuple[str, ...] = ()
+    biasing_words: tuple[str, ...] = ()  # words and phrases that the prompt says may be heard; most of them are not
+    rare_words: tuple[str, ...] = ()  # those of the reference that biasing is measured on (B-WER), listed or not
     turns: tuple[Turn, ...] = ()
     words: tuple[Word, ...] = ()
     teacher: str = ""  # which of several teachers scores it; empty: the default one
@@ -135,6 +136,8 @@ class TokenBatch:
     classes: Tensor | None = None  # [V] the class of each of the student's tokens, where the top ids are classes
     teacher_topk_logprobs: Tensor | None = None  # [N, K]; -inf marks an absent entry
     advantages: Tensor | None = None  # [N]
+    old_logprobs: Tensor | None = None  # [N] the learner's own before the first update of the step
+    reference_logprobs: Tensor | None = None  # [N] of the policy that a KL term holds on to
     sft_weights: Tensor | None = None  # [N] of the cross-entropy, on the scale of `weights`; 0: not the teacher's own
 
 

@@ -47,7 +47,8 @@ def test_each_instruction_of_a_row_becomes_a_sample(folder: Path):
         "words": [{"text": "Anna", "start_s": 0, "end_s": 0.4}, {"text": "came.", "start_s": 0.4, "end_s": 1}],
         "lang": "de",
         "tags": {"split": "train"},
-        "biasing_words": ["Anna"],
+        "biasing_words": ["Anna", "Otto"],
+        "rare_words": ["Anna"],
         "instructions": [
             {"kind": "transcribe", "instruction": "Transcribe.", "answer": "Anna came."},
             {"kind": "who", "instruction": "Who came?", "answer": "Anna."},
@@ -59,7 +60,8 @@ def test_each_instruction_of_a_row_becomes_a_sample(folder: Path):
         "audio": Audio(folder / "clips/1.wav", 0.25),
         "transcript": "Anna came.",
         "lang": "de",
-        "biasing_words": ("Anna",),
+        "biasing_words": ("Anna", "Otto"),
+        "rare_words": ("Anna",),
         "turns": (Turn("A", "Anna came.", "en-us", pause_s=0.5),),
         "words": (Word("Anna", 0, 0.4), Word("came.", 0.4, 1)),
     }

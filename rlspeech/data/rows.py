@@ -59,7 +59,8 @@ class Row(Part):
     words: list[TimedWord] = []
     lang: str = "en"
     tags: dict[str, str] = {}
-    biasing_words: list[str] = []
+    biasing_words: list[str] = []  # words and phrases that the prompt says may be heard
+    rare_words: list[str] = []  # those of what is said that biasing is measured on
     teacher: str | None = None  # which of several teachers scores replies about it
     instructions: list[Instruction] = []
     kind: str | None = None
@@ -110,6 +111,7 @@ def samples_of(row: Row, folder: Path, needs: Collection[Need]) -> list[Sample]:
                 lang=row.lang,
                 tags={**row.tags, "kind": task.kind, **({"key": task.key} if task.key else {})},
                 biasing_words=tuple(row.biasing_words),
+                rare_words=tuple(row.rare_words),
                 turns=tuple(Turn(**turn.model_dump()) for turn in row.speakers),
                 words=tuple(Word(**word.model_dump()) for word in row.words),
                 teacher=task.teacher or row.teacher or "",
@@ -134,6 +136,7 @@ def rows_of(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
         row |= {
             "tags": {key: value for key, value in first.tags.items() if key not in OF_TASK},
             "biasing_words": list(first.biasing_words),
+            "rare_words": list(first.rare_words),
             "speakers": [asdict(turn) for turn in first.turns],
             "words": [
                 {"text": w.text, "start_s": round(w.start_s, 4), "end_s": round(w.end_s, 4)} for w in first.words
