@@ -16,7 +16,7 @@ import torch
 from machine import describe
 
 from rlspeech.catalog import fetch, resolve
-from rlspeech.config import VllmConfig
+from rlspeech.config_engines import VllmConfig
 from rlspeech.engines.rollout_vllm import VllmRollouts
 from rlspeech.engines.vllm_engine import Layout, start
 from rlspeech.protocols import Sampling

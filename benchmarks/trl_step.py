@@ -33,7 +33,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 from trl import DistillationConfig, DistillationTrainer
 
-from rlspeech.config import ImportanceConfig, OptimConfig
+from rlspeech.config import OptimConfig
+from rlspeech.config_objective import ImportanceConfig
 from rlspeech.engines.batches import make_batches
 from rlspeech.engines.build import build_rollouts
 from rlspeech.engines.learner_torch import TorchLearner

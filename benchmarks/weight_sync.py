@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlspeech.catalog import fetch, resolve
-from rlspeech.config import OptimConfig, VllmConfig
+from rlspeech.config import OptimConfig
+from rlspeech.config_engines import VllmConfig
 from rlspeech.engines.learner_torch import TorchLearner
 from rlspeech.engines.rollout_vllm import VllmRollouts
 from rlspeech.engines.vllm_engine import Layout, start

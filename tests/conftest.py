@@ -105,7 +105,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator["Cluster"]:
     """One Ray of the whole session, on loopback; it looks at its actors often."""
-    from rlspeech.config import ClusterConfig
+    from rlspeech.config_engines import ClusterConfig
     from rlspeech.engines.cluster import Cluster
 
     found = Cluster.start(ClusterConfig(heartbeat_s=0.2, hang_s=3.0), threads=1)
@@ -182,7 +182,7 @@ def vllm_student_engine(vllm_student: Path, vllm_start: dict[str, Any]) -> "Vllm
     """The one engine of the session that writes: of 8 sequences, with the weights of the folder."""
     from small import traces
 
-    from rlspeech.config import VllmConfig
+    from rlspeech.config_engines import VllmConfig
     from rlspeech.engines.rollout_vllm import VllmRollouts
     from rlspeech.engines.vllm_engine import Layout, start
     from rlspeech.students.tiny import Student
@@ -198,7 +198,7 @@ def vllm_student_engine(vllm_student: Path, vllm_start: dict[str, Any]) -> "Vllm
 @pytest.fixture(scope="session")
 def vllm_teacher_engine(vllm_teacher: Path) -> "VllmTeacher":
     """The one engine of the session that scores."""
-    from rlspeech.config import VllmConfig
+    from rlspeech.config_engines import VllmConfig
     from rlspeech.engines.teacher_text import Reading
     from rlspeech.engines.teacher_vllm import VllmTeacher
     from rlspeech.engines.vllm_engine import Layout, start

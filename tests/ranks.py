@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlspeech.config import DeepspeedConfig, OptimConfig
+from rlspeech.config import OptimConfig
+from rlspeech.config_engines import DeepspeedConfig
 from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.engines.cluster import Cluster, Worker
 from rlspeech.engines.learner_torch import TorchLearner, learnable

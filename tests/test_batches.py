@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlspeech.config import ImportanceConfig
+from rlspeech.config_objective import ImportanceConfig
 from rlspeech.engines.batches import NOBODY, make_batches
 from rlspeech.engines.measure import Look, Objective, Sums, look
 from rlspeech.losses.cross_entropy import Loss as CrossEntropy

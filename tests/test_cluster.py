@@ -6,7 +6,7 @@ import sys
 import psutil
 import pytest
 
-from rlspeech.config import ClusterConfig
+from rlspeech.config_engines import ClusterConfig
 from rlspeech.engines.cluster import Cluster
 from rlspeech.errors import UserError
 
@@ -34,7 +34,7 @@ def test_every_port_of_ray_is_on_loopback(cluster: Cluster) -> None:
 
 JOIN = """
 import sys
-from rlspeech.config import ClusterConfig
+from rlspeech.config_engines import ClusterConfig
 from rlspeech.engines.cluster import Cluster, Worker
 
 class Adder(Worker):

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlspeech.config import OptimConfig, VllmConfig
+from rlspeech.config import OptimConfig
+from rlspeech.config_engines import VllmConfig
 from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.engines.learner_torch import TorchLearner
 from rlspeech.engines.loading import StudentPlace

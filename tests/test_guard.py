@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from rlspeech.config import GuardConfig
+from rlspeech.config_objective import GuardConfig
 from rlspeech.stages.guard import WATCHED, Guard
 
 

@@ -12,7 +12,19 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = ("rlspeech", "reward_models", "data_synth")
 
 BASE = {"errors", "types"}
-BESIDE = {"cache", "config", "config_objective", "sections", "plugins", "run_dir", "catalog", "recipe", "verbs"}
+BESIDE = {
+    "cache",
+    "config",
+    "config_objective",
+    "config_engines",
+    "config_rewards",
+    "sections",
+    "plugins",
+    "run_dir",
+    "catalog",
+    "recipe",
+    "verbs",
+}
 PARTS = {"students", "losses", "data", "reward_models", "data_synth"}
 # Layer: the other layers it may import. A layer's own files are judged by SIBLINGS.
 ARROWS = {

@@ -25,7 +25,8 @@ from ranks import (
 )
 from safetensors.torch import load_file
 
-from rlspeech.config import DeepspeedConfig, ImportanceConfig
+from rlspeech.config_engines import DeepspeedConfig
+from rlspeech.config_objective import ImportanceConfig
 from rlspeech.engines.cluster import Cluster, Lost
 from rlspeech.engines.cluster_learner import ClusterLearner, Task
 from rlspeech.engines.learner_state import read

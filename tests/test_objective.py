@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlspeech.config import DistillConfig, ImportanceConfig
+from rlspeech.config import DistillConfig
+from rlspeech.config_objective import ImportanceConfig
 from rlspeech.engines.batches import NOBODY, make_batches
 from rlspeech.engines.measure import PLAIN, Look, Objective, Sums, look, weight_of
 from rlspeech.engines.teacher_written import unscored, with_cross_entropy

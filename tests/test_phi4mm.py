@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from test_families import RATE_HZ, asked, gap, learners_batches, logits, noise, prompt, witness
 from transformers import Phi4MultimodalFeatureExtractor
 
-from rlspeech.config import OptimConfig, VllmConfig
+from rlspeech.config import OptimConfig
+from rlspeech.config_engines import VllmConfig
 from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.engines.learner_torch import TorchLearner
 from rlspeech.engines.measure import hidden_of, measure

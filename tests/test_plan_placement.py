@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from rlspeech.catalog import entries
-from rlspeech.config import DeepspeedConfig, DistillConfig, VllmConfig
+from rlspeech.config import DistillConfig
+from rlspeech.config_engines import DeepspeedConfig, VllmConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import load
 from rlspeech.stages.machine import GIB, Machine

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rlspeech.config import ClusterConfig
+from rlspeech.config_engines import ClusterConfig
 from rlspeech.engines.cluster import Actor, Cluster, Worker
 from rlspeech.engines.pool import Pool, RoleLost
 from rlspeech.errors import UserError

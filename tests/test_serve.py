@@ -16,7 +16,8 @@ import pytest
 from served import KEY, await_end, free_port
 
 from rlspeech.cli import main
-from rlspeech.config import ServeConfig, VllmConfig
+from rlspeech.config import ServeConfig
+from rlspeech.config_engines import VllmConfig
 from rlspeech.engines.vllm_command import is_cpu_build
 from rlspeech.errors import UserError
 from rlspeech.stages import serve

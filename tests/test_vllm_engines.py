@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from rlspeech.config import VllmConfig
+from rlspeech.config_engines import VllmConfig
 from rlspeech.engines import vllm_engine
 from rlspeech.engines.batches import make_batches
 from rlspeech.engines.measure import measure

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rlspeech.config import OptimConfig, VllmConfig
+from rlspeech.config import OptimConfig
+from rlspeech.config_engines import VllmConfig
 from rlspeech.engines import vllm_shared_memory
 from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.engines.learner_torch import TorchLearner

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlspeech.config import ClusterConfig
+from rlspeech.config_engines import ClusterConfig
 from rlspeech.errors import RunFailed, UserError
 
 log = logging.getLogger(__name__)

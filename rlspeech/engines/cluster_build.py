@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech.catalog import is_url
-from rlspeech.config import ClusterConfig, DistillConfig, TeacherConfig
+from rlspeech.config import DistillConfig, TeacherConfig
+from rlspeech.config_engines import ClusterConfig
 from rlspeech.engines.build import Engines, build_teachers, reading_of
 from rlspeech.engines.cluster import Actor, Cluster
 from rlspeech.engines.cluster_learner import ClusterLearner, Task

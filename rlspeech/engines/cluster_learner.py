@@ -15,7 +15,8 @@ from typing import Any, Literal
 from safetensors import safe_open
 from torch import Tensor
 
-from rlspeech.config import DeepspeedConfig, OptimConfig
+from rlspeech.config import OptimConfig
+from rlspeech.config_engines import DeepspeedConfig
 from rlspeech.engines.cluster import LOCAL_HOST, Actor, Cluster, Lost, Worker
 from rlspeech.engines.loading import StudentPlace
 from rlspeech.engines.measure import PLAIN, Objective

@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlspeech.config import DeepspeedConfig, OptimConfig
+from rlspeech.config import OptimConfig
+from rlspeech.config_engines import DeepspeedConfig
 from rlspeech.engines import learner_state
 from rlspeech.engines.deepspeed_state import Shards
 from rlspeech.engines.learner_state import MOMENTS, LearnerState

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlspeech.config import DistillConfig, ImportanceConfig
+from rlspeech.config import DistillConfig
+from rlspeech.config_objective import ImportanceConfig
 from rlspeech.errors import UserError
 from rlspeech.maths.importance import ratios
 from rlspeech.maths.logprobs import smoothed_cross_entropy, token_logprobs

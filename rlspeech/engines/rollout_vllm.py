@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from rlspeech.config import VllmConfig
+from rlspeech.config_engines import VllmConfig
 from rlspeech.engines import vllm_shared_memory
 from rlspeech.engines.vllm_engine import Request, on_gpu, stream
 from rlspeech.errors import UserError

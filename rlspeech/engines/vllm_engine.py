@@ -17,7 +17,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 
-from rlspeech.config import VllmConfig
+from rlspeech.config_engines import VllmConfig
 from rlspeech.engines import vllm_plugin, vllm_shared_memory
 from rlspeech.errors import UserError
 

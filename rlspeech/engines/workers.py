@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlspeech.config import VllmConfig
+from rlspeech.config_engines import VllmConfig
 from rlspeech.engines import rollout_vllm, teacher_vllm, vllm_engine
 from rlspeech.engines.cluster import Worker
 from rlspeech.engines.loading import StudentPlace

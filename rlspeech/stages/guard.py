@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rlspeech.config import GuardConfig
+from rlspeech.config_objective import GuardConfig
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlspeech.catalog import BYTES, Entry
-from rlspeech.config import AlignConfig, DeepspeedConfig, DistillConfig, SftConfig, VllmConfig
+from rlspeech.config import AlignConfig, DistillConfig, SftConfig
+from rlspeech.config_engines import DeepspeedConfig, VllmConfig
 from rlspeech.stages.machine import GIB
 
 LearningConfig = AlignConfig | SftConfig | DistillConfig

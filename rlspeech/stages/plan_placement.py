@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rlspeech.catalog import Resolved
-from rlspeech.config import ClusterConfig, DistillConfig
+from rlspeech.config import DistillConfig
+from rlspeech.config_engines import ClusterConfig
 from rlspeech.errors import UserError
 from rlspeech.stages.machine import Machine
 from rlspeech.stages.plan_memory import Lengths, Rank, Role, VllmEngine, learnt, rank_gib

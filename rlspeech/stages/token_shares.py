@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlspeech.config import DistillConfig, WeightingConfig
+from rlspeech.config import DistillConfig
+from rlspeech.config_objective import WeightingConfig
 from rlspeech.engines.token_bytes import TokenBytes, token_bytes
 from rlspeech.maths.token_weights import early_weights, entity_weights
 from rlspeech.protocols import Student
