@@ -10,6 +10,8 @@ from pydantic import Field, field_validator
 
 from rlspeech.config_engines import ClusterConfig, DeepspeedConfig, EnginesConfig, VllmConfig
 from rlspeech.config_objective import KL_CAP_NATS, GuardConfig, ImportanceConfig, MixedConfig, WeightingConfig
+from rlspeech.config_rewards import RewardConfig
+from rlspeech.config_rlbr import GroupsConfig, ListsConfig
 from rlspeech.sections import Count, NotNegative, Positive, Section, Seed, Share
 
 
@@ -190,6 +192,7 @@ class SftConfig(Stage):
     """Stage 1. The projector and the adapter learn to answer instructions about audio."""
 
     lora: LoraConfig | None = LoraConfig()
+    lists: ListsConfig | None = None
 
 
 class OnPolicyStage(Stage):
@@ -198,7 +201,7 @@ class OnPolicyStage(Stage):
     lora: LoraConfig | None = LoraConfig()
     train_projector: bool = Field(True, description="the projector learns too")
     loss: str = Field(description="file under rlspeech/losses/ or a path.py")
-    loss_options: dict[str, float | str] = Field({}, description="fields of the loss")
+    loss_options: dict[str, float | str | bool] = Field({}, description="fields of the loss")
     importance: ImportanceConfig = ImportanceConfig()
     guard: GuardConfig = GuardConfig()
     max_policy_lag: int = Field(
@@ -218,7 +221,7 @@ class DistillConfig(OnPolicyStage):
     loss: str = Field(
         "reverse_kl", description="file under rlspeech/losses/ or a path.py: reverse_kl, forward_kl, jsd, k1"
     )
-    loss_options: dict[str, float | str] = Field({}, description="fields of the loss, such as beta of jsd")
+    loss_options: dict[str, float | str | bool] = Field({}, description="fields of the loss, such as beta of jsd")
     teachers: dict[str, TeacherRoute] = Field(
         {}, description="further teachers, by the name that rows have in their column `teacher`"
     )
@@ -228,6 +231,23 @@ class DistillConfig(OnPolicyStage):
     weighting: WeightingConfig = WeightingConfig()
     mixed: MixedConfig = MixedConfig()
     reading: TeacherConfig = TeacherConfig()
+
+
+class RlbrConfig(OnPolicyStage):
+    """Reinforcement learning: replies to one prompt are compared by rewards (RLBR: biasing words weigh more)."""
+
+    loss: str = Field("grpo", description="file under rlspeech/losses/ or a path.py that knows advantages: grpo")
+    loss_options: dict[str, float | str | bool] = Field({}, description="fields of the loss, such as clip_high of grpo")
+    rewards: dict[str, RewardConfig] = Field(
+        {"biasing": RewardConfig(reward="biasing")},
+        description="what a reply is judged by, each under its name",
+    )
+    groups: GroupsConfig = GroupsConfig()
+    lists: ListsConfig | None = None
+    updates: Count = Field(1, description="optimiser steps on the replies of one step")
+    importance: ImportanceConfig = ImportanceConfig(cap=5.0)
+    sampling: SamplingConfig = SamplingConfig(n=8, temperature=1.2)
+    reward_workers: Count = Field(1, description="processes that rewards run in, beside the learner's")
 
 
 class EvaluateConfig(Section):
@@ -241,6 +261,7 @@ class EvaluateConfig(Section):
     trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
     data: TestsConfig
     audio: AudioConfig = AudioConfig()
+    lists: ListsConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     reading: TeacherConfig = TeacherConfig()
     after: str = Field("start", description="the stage that made this student, as the report is to name it")

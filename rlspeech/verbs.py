@@ -58,6 +58,19 @@ VERBS = {
         resumes=True,
         self_tests=True,
     ),
+    "rlbr": Verb(
+        "contextual speech recognition by reinforcement learning with biasing rewards",
+        "The student hears audio, reads a list of words that may be said, and samples several transcripts; rewards "
+        "(files under reward_models/, your own, or plain TRL-style functions) compare them, and GRPO moves the student "
+        "towards the better ones. The right transcript can join each group. With other rewards the same verb learns "
+        "translation, spoken question answering, audio understanding or safety.",
+        (
+            "rlspeech rlbr --student tiny",
+            "rlspeech rlbr phi4mm/rlbr --groups.reference replace_worst --dry-run",
+        ),
+        learns=True,
+        resumes=True,
+    ),
     "evaluate": Verb(
         "held-out numbers of a student, its text teacher, and the cascade of the two",
         "Word error rate, exact and fuzzy accuracy of answers, repetition, and KL to the teacher on held-out sets; the "

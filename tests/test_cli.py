@@ -81,7 +81,7 @@ def test_there_is_a_verb_for_every_config():
         ("sft --student tiny --teacher x", "--teacher: no flag of 'sft', but of distill, evaluate"),
         ("sft phi4mm/sft -x", "-x: unknown flag; --help lists them"),
         ("sft --dryrun", "--dryrun: unknown flag; did you mean '--dry-run'?"),
-        ("evaluate --resume", "--resume: no flag of 'evaluate', but of align, sft, distill, pipeline"),
+        ("evaluate --resume", "--resume: no flag of 'evaluate', but of align, sft, distill, rlbr, pipeline"),
         ("distill --seed", "--seed: expected one argument"),
         ("distill", "distill: give a recipe or --student, such as `rlspeech distill --student tiny`"),
         ("distill a b", "distill: one recipe at most, got also b"),
@@ -89,7 +89,7 @@ def test_there_is_a_verb_for_every_config():
         ("distill phi4mm/distill --optim.lr -1e-4", "--optim.lr: must be greater than 0, got -1e-4"),
         ("distill phi4mm/sft", "recipes/phi4mm/sft.toml: a recipe of 'sft', given to 'distill'"),
         ("report", "run_dir is required: set it in the recipe or by --run-dir"),
-        ("plan evaluate", "plan evaluate: no plan for this; known: align, distill, sft"),
+        ("plan evaluate", "plan evaluate: no plan for this; known: align, distill, rlbr, sft"),
         ("doctor now", "doctor: takes no arguments, got now"),
     ],
 )

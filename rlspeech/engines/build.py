@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech.catalog import is_url
-from rlspeech.config import DistillConfig, Stage, TeacherConfig
+from rlspeech.config import DistillConfig, OnPolicyStage, OptimConfig, RlbrConfig, Stage, TeacherConfig
 from rlspeech.engines.learner_torch import TorchLearner
 from rlspeech.engines.loading import StudentPlace, student_place, teacher_folder, tokenizer_place
 from rlspeech.engines.measure import Objective
@@ -23,6 +23,7 @@ from rlspeech.engines.teacher_transformers import TransformersTeacher
 from rlspeech.errors import UserError
 from rlspeech.plugins import shipped
 from rlspeech.protocols import Learner, RolloutEngine, Student, Teacher
+from rlspeech.recipe import verb_of
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +32,19 @@ log = logging.getLogger(__name__)
 class Engines:
     student: Student  # renders prompts and names tokens; with its weights where it learns in this process
     rollouts: RolloutEngine
-    teacher: Teacher
     learner: Learner
+    teacher: Teacher | None = None
     interrupt: Callable[[], None] = lambda: None  # whoever waits for an engine gives up soon
 
 
 @contextmanager
-def build(config: DistillConfig, start: str, *, lora: Mapping[str, Any] | None) -> Iterator[Engines]:
-    """All engines of a distillation that begins with the checkpoint `start`; nothing of them is left after the block.
+def build(config: OnPolicyStage, start: str, *, lora: Mapping[str, Any] | None) -> Iterator[Engines]:
+    """All engines of a stage that begins with the checkpoint `start`; nothing of them is left after the block.
 
     Raises UserError where something asked for is not there.
     """
     place = student_place(config, start)
-    prepare = {"stage": "distill", "lora": lora, "train_projector": config.train_projector}
+    prepare = {"stage": verb_of(type(config)), "lora": lora, "train_projector": config.train_projector}
     if config.cluster is not None:
         from rlspeech.engines.cluster_build import build_on_cluster
 
@@ -53,8 +54,16 @@ def build(config: DistillConfig, start: str, *, lora: Mapping[str, Any] | None) 
     student = place.load()
     student.prepare(**prepare)
     rollouts = _vllm_rollouts(config, place, student) if config.engines.rollouts == "vllm" else build_rollouts(student)
-    learner = TorchLearner.of(student, config.optim, Objective.of(config))
-    yield Engines(student, rollouts, build_teachers(config, student, _in_process), learner)
+    learner = TorchLearner.of(student, schedule(config), Objective.of(config))
+    teacher = build_teachers(config, student, _in_process) if isinstance(config, DistillConfig) else None
+    yield Engines(student, rollouts, learner, teacher)
+
+
+def schedule(config: OnPolicyStage) -> OptimConfig:
+    """As the learner counts: where it learns several times from the replies of a step, each time is a step."""
+    updates = config.updates if isinstance(config, RlbrConfig) else 1
+    optim = config.optim
+    return optim.model_copy(update={"steps": optim.steps * updates, "warmup_steps": optim.warmup_steps * updates})
 
 
 def build_learner(config: Stage, student: Student) -> Learner:
@@ -172,7 +181,7 @@ def _by_url(url: str, reading: TeacherConfig, tokenizer: Any) -> Teacher:
     )
 
 
-def _vllm_rollouts(config: DistillConfig, place: StudentPlace, student: Student) -> RolloutEngine:
+def _vllm_rollouts(config: OnPolicyStage, place: StudentPlace, student: Student) -> RolloutEngine:
     from rlspeech.engines import rollout_vllm, vllm_engine
 
     llm = vllm_engine.start(place.folder, config.vllm, vllm_engine.Layout())

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech.catalog import is_url
-from rlspeech.config import DistillConfig, TeacherConfig
+from rlspeech.config import DistillConfig, OnPolicyStage, TeacherConfig
 from rlspeech.config_engines import ClusterConfig
-from rlspeech.engines.build import Engines, build_teachers, reading_of
+from rlspeech.engines.build import Engines, build_teachers, reading_of, schedule
 from rlspeech.engines.cluster import Actor, Cluster
 from rlspeech.engines.cluster_learner import ClusterLearner, Task
 from rlspeech.engines.cluster_rollouts import ClusterRollouts
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def build_on_cluster(
-    config: DistillConfig, settings: ClusterConfig, place: StudentPlace, prepare: Mapping[str, Any]
+    config: OnPolicyStage, settings: ClusterConfig, place: StudentPlace, prepare: Mapping[str, Any]
 ) -> Iterator[Engines]:
     """All roles load side by side. After the block no process of the run is left."""
     cores = config.threads or len(os.sched_getaffinity(0))
@@ -42,12 +42,12 @@ def build_on_cluster(
             log.info("cluster.colocated: there is no GPU to take turns on, so sleeping and waking do nothing")
         student = place.load(weights=False)
         rollouts = site.rollouts(place)
-        teacher = build_teachers(config, student, site.teacher)
+        teacher = build_teachers(config, student, site.teacher) if isinstance(config, DistillConfig) else None
         learner = site.learner(place, prepare)
         for pool in site.pools:
             pool.await_start()
         learner.await_start()
-        yield Engines(student, rollouts, teacher, learner, interrupt=cluster.interrupt)
+        yield Engines(student, rollouts, learner, teacher, interrupt=cluster.interrupt)
     finally:
         cluster.close()
 
@@ -55,11 +55,13 @@ def build_on_cluster(
 class Site:
     """Who sits where. GPUs are reserved in the order: learners, rollout workers where apart, teachers."""
 
-    def __init__(self, config: DistillConfig, settings: ClusterConfig, cluster: Cluster, cores: int) -> None:
+    def __init__(self, config: OnPolicyStage, settings: ClusterConfig, cluster: Cluster, cores: int) -> None:
         self.config, self.settings, self.cluster, self.cores = config, settings, cluster, cores
         self.pools: list[Pool] = []
         self.own_rollouts = 0 if settings.colocated else settings.rollout_workers
-        served = [config.teacher, *(route.model for route in config.teachers.values())]
+        served = []
+        if isinstance(config, DistillConfig):
+            served = [config.teacher, *(route.model for route in config.teachers.values())]
         self.next_teacher = settings.learners + self.own_rollouts
         self.bundles = [
             *[1] * settings.learners,
@@ -76,7 +78,7 @@ class Site:
         task = Task(
             place,
             prepare,
-            config.optim,
+            schedule(config),
             config.deepspeed,
             Objective.of(config),
             seed=config.seed,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlspeech.config import DistillConfig
+from rlspeech.config import DistillConfig, OnPolicyStage
 from rlspeech.config_objective import ImportanceConfig
 from rlspeech.errors import UserError
 from rlspeech.maths.importance import ratios
@@ -58,7 +58,9 @@ class Objective:
     divergence_gain: float = 1.0  # see maths.token_weights.divergence_weights
 
     @classmethod
-    def of(cls, config: DistillConfig) -> Objective:
+    def of(cls, config: OnPolicyStage) -> Objective:
+        if not isinstance(config, DistillConfig):
+            return cls(config.importance)
         gain = config.weighting.largest if config.weighting.scheme == "divergence" else 1.0
         return cls(config.importance, config.kl_cap_nats, gain)
 

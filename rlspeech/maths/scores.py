@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlspeech.maths.answers import exact, holds, right
+from rlspeech.maths.biasing import biased_edits
 from rlspeech.maths.detect import repetition_share
-from rlspeech.maths.edits import word_error_rate
+from rlspeech.maths.edits import Edits
+from rlspeech.maths.marks import unmarked
 from rlspeech.maths.text import words
 from rlspeech.types import Sample
 
@@ -19,6 +21,8 @@ class Scores:
 
     samples: int
     wer: float | None  # of the replies to `transcribe`, over all their words
+    u_wer: float | None  # of the words that are not the sample's rare ones
+    b_wer: float | None  # of the sample's rare words, and of those inserted
     exact: float | None  # share of the other replies that are the reference, normalised
     fuzzy: float | None  # share that are right: they hold the answer's key words, or are like it where it has none
     repetition: float  # mean share of a reply that loops
@@ -38,12 +42,30 @@ def score(samples: Sequence[Sample], replies: Sequence[str]) -> Scores:
     same = [exact(sample.reference or "", reply, sample.lang) for sample, reply in answered]
     return Scores(
         samples=len(samples),
-        wer=word_error_rate((words(s.reference or "", s.lang), words(r, s.lang)) for s, r in spoken),
+        **word_errors(spoken),
         exact=_mean(same),
         fuzzy=_mean(all_right),
         repetition=sum(map(repetition_share, replies)) / max(1, len(replies)),
         by_kind={kind: sum(values) / len(values) for kind, values in sorted(right_by_kind.items())},
     )
+
+
+def word_errors(spoken: Sequence[tuple[Sample, str]]) -> dict[str, float | None]:
+    """`wer`, `u_wer`, `b_wer` of transcripts, *marks* apart; the last two are None where no sample has rare words."""
+    found = biased_edits(
+        [words(unmarked(sample.reference or ""), sample.lang) for sample, _ in spoken],
+        [words(unmarked(reply), sample.lang) for sample, reply in spoken],
+        [[tuple(words(phrase, sample.lang)) for phrase in sample.rare_words] for sample, _ in spoken],
+    )
+    any_rare = any(sample.rare_words for sample, _ in spoken)
+    parts = {"wer": [one.total for one in found]}
+    parts |= {"u_wer": [one.unbiased for one in found], "b_wer": [one.biased for one in found]}
+    return {name: _rate(counts) if any_rare or name == "wer" else None for name, counts in parts.items()}
+
+
+def _rate(counts: Sequence[Edits]) -> float | None:
+    total = sum(count.words for count in counts)
+    return sum(count.errors for count in counts) / total if total else None
 
 
 def is_right(sample: Sample, reply: str) -> bool:

@@ -10,6 +10,7 @@ from rlspeech.engines.loading import student_place
 from rlspeech.losses.cross_entropy import Loss
 from rlspeech.protocols import Metrics, Student
 from rlspeech.run_dir import RunDir
+from rlspeech.stages.biasing_lists import Lists
 from rlspeech.stages.chain import starting_point
 from rlspeech.stages.hearing import Data, Heard, hear, read_data
 from rlspeech.stages.models import use_threads
@@ -32,14 +33,15 @@ def run(config: AlignConfig, *, resume: bool = False) -> None:
 def _align(config: AlignConfig, folder: RunDir, data: Data, start: str) -> None:
     use_threads(config.threads, config.seed)
     student = student_place(config, start).load()
-    heard = hear(student, data.train)
+    lists = Lists(data)
+    lists.begin(student)
     student.prepare("align")
     if config.frames.steps and folder.latest_state() is None:
-        _place(config, folder, student, heard)
+        _place(config, folder, student, lists.heard(student, range(len(data.train)), step=0))
     student.prepare("align", train_encoder=config.train_encoder)
     learner = build_learner(config, student)
     held_out = {name: hear(student, found) for name, found in data.tests.items()}
-    steps = References(config, learner, heard, held_out)
+    steps = References(config, learner, lists, held_out)
     metrics = learn(folder, config, learner, Loss(), steps.prepare, name="align")
     finish(folder, config, learner, metrics, stage="align", start=start)
 

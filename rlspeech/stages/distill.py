@@ -7,30 +7,27 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from rlspeech.config import DistillConfig
 from rlspeech.data.mixing import batch_of_step
 from rlspeech.engines.batches import make_batches
 from rlspeech.engines.build import Engines, build
-from rlspeech.engines.rollout_vllm import check_length
 from rlspeech.engines.teacher_written import unscored, with_cross_entropy
 from rlspeech.engines.token_bytes import token_bytes
 from rlspeech.errors import UserError
 from rlspeech.plugins import load_class
-from rlspeech.protocols import Learned, Loss, Sampling
+from rlspeech.protocols import Learned, Loss, Teacher
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.chain import starting_point
-from rlspeech.stages.guard import Guard
 from rlspeech.stages.hearing import Data, Heard, audio_metrics, flat, hear, read_data
 from rlspeech.stages.held_out import HeldOut
 from rlspeech.stages.mixture import Mixture, Replies, check_mixture, writes
 from rlspeech.stages.models import lora_settings, use_threads
-from rlspeech.stages.overlap import Ahead
+from rlspeech.stages.on_policy import OnPolicy, check_lengths
 from rlspeech.stages.plan import check_can_run
-from rlspeech.stages.rollout_records import alignment_metrics, record, rollout_metrics
+from rlspeech.stages.rollout_records import alignment_metrics, record, rollout_metrics, teacher_metrics
 from rlspeech.stages.token_shares import token_shares
-from rlspeech.stages.training import Prepared, Recovery, finish, learn, open_run
+from rlspeech.stages.training import Prepared, finish, open_run
 from rlspeech.types import Rollout, Scored, TokenBatch
 
 
@@ -55,18 +52,8 @@ def _distill(config: DistillConfig, folder: RunDir, loss: Loss, data: Data, star
             micro_batch=config.optim.micro_batch,
             micro_batch_tokens=config.optim.micro_batch_tokens,
         )
-        with Distillation(config, folder, train, engines, held_out) as job:
-            metrics = learn(
-                folder,
-                config,
-                engines.learner,
-                loss,
-                job.prepare,
-                name="distill",
-                temperature=config.sampling.temperature,
-                recovery=Recovery(config.cluster.max_restarts, job.restart) if config.cluster else None,
-                watch=Guard(config.guard),
-            )
+        with Distillation(config, folder, engines, held_out, train) as job:
+            metrics = job.learn(loss, name="distill")
         finish(folder, config, engines.learner, metrics, stage="distill", start=start)
 
 
@@ -76,8 +63,7 @@ def _hear(config: DistillConfig, engines: Engines, data: Data) -> tuple[list[Hea
     train = hear(engines.student, data.train, reply_tokens=longest)
     tests = {name: hear(engines.student, found, reply_tokens=longest) for name, found in data.tests.items()}
     if config.engines.rollouts == "vllm":
-        for sample, prompt in zip(*flat([*train, *(heard for test in tests.values() for heard in test)]), strict=True):
-            check_length(sample, prompt, longest, config.vllm)
+        check_lengths([*train, *(heard for test in tests.values() for heard in test)], longest, config.vllm)
     return train, tests
 
 
@@ -111,61 +97,36 @@ def _check_teachers(config: DistillConfig, data: Data) -> None:
 
 
 @dataclass
-class Distillation:
-    """One pass: weights to the sampler, replies from the student, scores from the teacher, batches for the learner."""
+class Distillation(OnPolicy):
+    """Each step: replies of the student, or of the teacher in its place; the teacher scores every token of them."""
 
     config: DistillConfig
-    run: RunDir
     heard: Sequence[Heard]
-    engines: Engines
-    held_out: HeldOut
     mixture: Mixture = field(init=False)
-    ahead: Ahead = field(init=False)
-    sync_s: float = 0.0  # that the weights of the next samples took
 
     def __enter__(self) -> "Distillation":
         self.mixture = Mixture(self.config, self.engines)
         if self.config.weighting.scheme == "entity" or writes(self.config):
             token_bytes(self.engines.student.tokenizer)  # what it cannot do it says before the first step
-        lag, steps = self.config.max_policy_lag, self.config.optim.steps
-        self.ahead = Ahead(self._sync, self._sample, steps=steps, lag=lag, interrupt=self.engines.interrupt)
-        return self
+        return super().__enter__()
 
-    def __exit__(self, *error: Any) -> None:
-        self.ahead.__exit__(*error)
-
-    def prepare(self, step: int) -> Prepared:
-        if step == 0:
-            self.run.append("metrics.jsonl", {"step": 0, **self.held_out.measure(self.engines, version=0)})
-        return self.ahead.get(step)
-
-    def restart(self) -> None:
-        """After the learner was lost: new ranks, and nothing of what was sampled for the step that was lost."""
-        self.ahead.forget()
-        self.engines.learner.restart()
-
-    def _sync(self, step: int) -> None:
-        started_s = time.monotonic()
-        self.engines.rollouts.load_weights(self.engines.learner, step)
-        self.sync_s = time.monotonic() - started_s
-
-    def _sample(self, step: int) -> Prepared:
-        config, engines = self.config, self.engines
+    def sample(self, step: int) -> Prepared:
+        config, teacher = self.config, self.engines.teacher
+        assert teacher is not None
         chosen = batch_of_step(step, size=len(self.heard), batch=config.optim.batch, seed=config.seed)
         rows = [self.heard[index] for index in chosen]
-        samples, prompts = flat(rows)
-        sampling = Sampling(**config.sampling.model_dump(), seed=config.seed * 1_000_003 + step)
-        replies = self.mixture.replies(samples, prompts, sampling, step)
+        replies = self.mixture.replies(*flat(rows), self.sampling(step), step)
         rollouts = replies.scored
         started_s = time.monotonic()
-        scored = engines.teacher.score([r.sample for r in rollouts], [r.completion for r in rollouts])
+        scored = teacher.score([r.sample for r in rollouts], [r.completion for r in rollouts])
         score_s = time.monotonic() - started_s
-        metrics = rollout_metrics(rollouts, step=step, sample_s=replies.sample_s, score_s=score_s)
+        metrics = rollout_metrics(rollouts, step=step, sample_s=replies.sample_s)
+        metrics |= teacher_metrics(rollouts, score_s=score_s)
         metrics |= {**audio_metrics(rows), **replies.metrics, **alignment_metrics(scored, rollouts)}
         metrics["time/sync_s"] = self.sync_s
-        return Prepared(self._batches(replies, scored), metrics, partial(self._look, step, rollouts))
+        return Prepared(self._batches(teacher, replies, scored), metrics, partial(self._look, step, rollouts))
 
-    def _batches(self, replies: Replies, scored: Sequence[Scored]) -> list[TokenBatch]:
+    def _batches(self, teacher: Teacher, replies: Replies, scored: Sequence[Scored]) -> list[TokenBatch]:
         config, engines = self.config, self.engines
         rollouts = [*replies.scored, *replies.written]
         batches = make_batches(
@@ -174,7 +135,7 @@ class Distillation:
             micro_batch=config.optim.micro_batch,
             micro_batch_tokens=config.optim.micro_batch_tokens,
             scored=[*scored, *unscored(scored, replies.written)],
-            teacher_head=engines.teacher.head(),
+            teacher_head=teacher.head(),
             shares=token_shares(config, engines.student, rollouts),
             ranks=engines.learner.ranks,
         )
@@ -183,7 +144,4 @@ class Distillation:
 
     def _look(self, step: int, rollouts: Sequence[Rollout], learned: Learned) -> Mapping[str, float]:
         record(self.run, step + 1, rollouts, learned, self.engines.student)
-        if (step + 1) % self.config.held_out.every_steps and step + 1 < self.config.optim.steps:
-            return {}
-        self.ahead.settle()
-        return self.held_out.measure(self.engines, version=step + 1)
+        return self.look(step, learned)

@@ -19,7 +19,8 @@ from rlspeech.errors import UserError
 from rlspeech.maths.scores import TRANSCRIBE, score
 from rlspeech.protocols import Sampling, Student, Teacher
 from rlspeech.run_dir import RunDir
-from rlspeech.stages.hearing import Recording, flat, hear, listen, read_samples, recordings_of
+from rlspeech.stages.biasing_lists import Lists
+from rlspeech.stages.hearing import Data, Recording, flat, hear, listen, read_samples, recordings_of
 from rlspeech.stages.held_out import divergence
 from rlspeech.stages.models import use_threads
 from rlspeech.stages.progress import progress
@@ -41,6 +42,7 @@ def run(config: EvaluateConfig) -> None:
         name: listen(recordings_of(read_samples(path, config.data, needs), config.evaluation.samples))
         for name, path in config.data.tests.items()
     }
+    tests = Lists.of(config.lists, Data((), tests), seed=config.seed).tests()
     folder = RunDir.open(config.run_dir, config, resume=False)
     try:
         use_threads(config.threads, config.seed)

@@ -37,6 +37,7 @@ class HeldOut:
         return found
 
     def _kl_nats(self, engines: Engines, recordings: Sequence[Heard]) -> tuple[float, float]:
+        assert engines.teacher is not None
         sampling = Sampling(max_tokens=self.max_tokens, temperature=1.0, seed=SEED)
         rollouts = engines.rollouts.generate(*flat(recordings), sampling)
         learner = engines.learner

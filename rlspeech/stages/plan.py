@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rlspeech.catalog import Resolved, ask_hub, is_url, missing, resolve, source
-from rlspeech.config import DistillConfig
+from rlspeech.config import DistillConfig, OnPolicyStage
 from rlspeech.errors import UserError
 from rlspeech.recipe import verb_of
 from rlspeech.stages.machine import Machine, machine
@@ -68,16 +68,17 @@ def make_plan(config: LearningConfig, here: Machine, *, measure: bool = False) -
     """`measure`: two tokenizers that are at hand are compared on text. Raises UserError where a name is nobody's."""
     student = resolve(config.student, kind="speech")
     models, served = {"student": student}, {}
+    policy = config if isinstance(config, OnPolicyStage) else None
     distil = config if isinstance(config, DistillConfig) else None
-    if distil:
-        teachers = teacher_names(distil)
+    if policy:
+        teachers = teacher_names(policy)
         served = {role: name for role, name in teachers.items() if is_url(name)}
         models |= {role: resolve(name, kind="text") for role, name in teachers.items() if role not in served}
-        check_loss(distil.loss)
+        check_loss(policy.loss)
     data = dict(_data(config))
     lengths = Lengths.of(config, student.entry, longest_audio_s(config.data.train) or AUDIO_S)
-    placement = place(distil, models, lengths, here) if distil and distil.cluster else None
-    fleets = in_process(distil, models, lengths, here) if distil and not placement else {}
+    placement = place(policy, models, lengths, here) if policy and policy.cluster else None
+    fleets = in_process(policy, models, lengths, here) if policy and not placement else {}
     roles = () if placement else tuple(_roles(config, models, lengths, fleets))
     starts = (
         f"the checkpoint of {config.after!r}, which runs first if missing" if config.after else "the student as it is"
@@ -96,7 +97,8 @@ def make_plan(config: LearningConfig, here: Machine, *, measure: bool = False) -
         machine=here,
         not_in_cache=tuple({model.name: model for model in models.values() if source(model) == "hub"}.values()),
         problems=(
-            *((*check_engines(distil), *sampling_problems(distil, models)) if distil else ()),
+            *(check_engines(policy) if policy else ()),
+            *(sampling_problems(distil, models) if distil else ()),
             *(misfits(placement, here) if placement else memory_problems(models, roles, here)),
             *(absent(placement, here) if placement else no_start(fleets.values(), here)),
             *model_problems(models),
@@ -119,7 +121,7 @@ def _roles(
     """Of one process."""
     student = models["student"].entry
     yield Role("learner: student", learner_gib(config, student, lengths.student) if student else {})
-    if not isinstance(config, DistillConfig):
+    if not isinstance(config, OnPolicyStage):
         return
     for role, model in models.items():
         entry, name = model.entry, "rollouts: student" if role == "student" else role
@@ -131,20 +133,20 @@ def _roles(
             sequences = config.optim.batch * config.sampling.n
             yield Role(name, {"KV cache": kv_gib(entry, sequences, lengths.student)})
         else:
+            assert isinstance(config, DistillConfig), "only it has another role"
             yield Role(name, teacher_gib(entry, config.reading.batch, lengths.teacher))
 
 
 def _work(config: LearningConfig) -> str:
     optim = config.optim
     audios = f"{optim.steps:,} steps of {optim.batch} audios"
-    if not isinstance(config, DistillConfig):
+    if not isinstance(config, OnPolicyStage):
         return f"{audios} = {optim.steps * optim.batch:,} audios heard"
     replies = optim.steps * optim.batch * config.sampling.n
     longest = config.sampling.max_tokens
     each = f" x {config.sampling.n} replies" if config.sampling.n > 1 else ""
-    return (
-        f"{audios}{each} = {replies:,} replies of at most {longest} tokens, at most {replies * longest:,} tokens scored"
-    )
+    scored = f", at most {replies * longest:,} tokens scored" if isinstance(config, DistillConfig) else ""
+    return f"{audios}{each} = {replies:,} replies of at most {longest} tokens{scored}"
 
 
 def _data(config: LearningConfig) -> Iterator[tuple[str, tuple[Path, str]]]:

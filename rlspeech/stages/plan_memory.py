@@ -28,11 +28,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlspeech.catalog import BYTES, Entry
-from rlspeech.config import AlignConfig, DistillConfig, SftConfig
+from rlspeech.config import AlignConfig, OnPolicyStage, SftConfig
 from rlspeech.config_engines import DeepspeedConfig, VllmConfig
 from rlspeech.stages.machine import GIB
 
-LearningConfig = AlignConfig | SftConfig | DistillConfig
+LearningConfig = AlignConfig | SftConfig | OnPolicyStage
 
 INSTRUCTION_TOKENS = 64
 SPOKEN_TOKENS_PER_S = 4  # of a transcript
@@ -80,7 +80,7 @@ class Lengths:
             audio_s,
             heard=int(audio_s * rate) + INSTRUCTION_TOKENS,
             read=int(audio_s * SPOKEN_TOKENS_PER_S) + INSTRUCTION_TOKENS,
-            reply=config.sampling.max_tokens if isinstance(config, DistillConfig) else ANSWER_TOKENS,
+            reply=config.sampling.max_tokens if isinstance(config, OnPolicyStage) else ANSWER_TOKENS,
         )
 
     @property
@@ -113,7 +113,7 @@ def learnt(config: LearningConfig, entry: Entry) -> tuple[float, float]:
 def learner_gib(config: LearningConfig, entry: Entry, tokens: int) -> dict[str, float]:
     """Of torch in this process."""
     adapter, learns = learnt(config, entry)
-    replies = config.sampling.n if isinstance(config, DistillConfig) else 1
+    replies = config.sampling.n if isinstance(config, OnPolicyStage) else 1
     return {
         "weights": gib(entry.parameters + adapter, entry.bytes_each),
         "gradients": gib(learns, entry.bytes_each),
@@ -185,7 +185,7 @@ def zero_gib(parameters: float, learns: float, *, ranks: int, settings: Deepspee
     return Rank(device, host)
 
 
-def rank_gib(config: DistillConfig, entry: Entry, tokens: int, *, ranks: int, on_gpu: bool) -> Rank:
+def rank_gib(config: OnPolicyStage, entry: Entry, tokens: int, *, ranks: int, on_gpu: bool) -> Rank:
     """Memory of one of the `ranks` that the student learns with."""
     settings = config.deepspeed
     adapter, learns = learnt(config, entry)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rlspeech.catalog import Resolved
-from rlspeech.config import DistillConfig
+from rlspeech.config import OnPolicyStage
 from rlspeech.config_engines import ClusterConfig
 from rlspeech.errors import UserError
 from rlspeech.stages.machine import Machine
@@ -78,7 +78,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Placement:
-    config: DistillConfig
+    config: OnPolicyStage
     devices: tuple[Device, ...]
     gpus_gib: tuple[float, ...]  # planned for; none on a CPU
     wanted: int  # GPUs
@@ -100,7 +100,7 @@ class Placement:
         return min(self.gpus_gib)
 
 
-def place(config: DistillConfig, models: Mapping[str, Resolved], lengths: Lengths, here: Machine) -> Placement:
+def place(config: OnPolicyStage, models: Mapping[str, Resolved], lengths: Lengths, here: Machine) -> Placement:
     """`models` by role: "student" and the teachers that are no URL.
 
     Raises UserError where the GPUs to plan for are told by half.
@@ -133,7 +133,7 @@ def planned_gpus(cluster: ClusterConfig, here: Machine) -> tuple[float, ...]:
 
 
 def in_process(
-    config: DistillConfig, models: Mapping[str, Resolved], lengths: Lengths, here: Machine
+    config: OnPolicyStage, models: Mapping[str, Resolved], lengths: Lengths, here: Machine
 ) -> dict[str, Fleet]:
     """vLLM engines of one process, by role; on a GPU where there is one."""
     gpu_gib = max(here.gpus_gib, default=None)
@@ -148,7 +148,7 @@ def in_process(
 
 
 def _fleets(
-    config: DistillConfig,
+    config: OnPolicyStage,
     cluster: ClusterConfig,
     models: Mapping[str, Resolved],
     lengths: Lengths,

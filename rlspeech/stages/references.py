@@ -8,6 +8,7 @@ from rlspeech.data.mixing import batch_of_step
 from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.losses.cross_entropy import Loss
 from rlspeech.protocols import Learned, Learner
+from rlspeech.stages.biasing_lists import Lists
 from rlspeech.stages.hearing import Heard, audio_metrics, flat
 from rlspeech.stages.training import Prepared
 from rlspeech.types import TokenBatch
@@ -19,15 +20,16 @@ class References:
 
     config: Stage
     learner: Learner
-    heard: Sequence[Heard]
+    lists: Lists
     held_out: Mapping[str, Sequence[Heard]]  # by the name of the set
 
     def prepare(self, step: int) -> Prepared:
         optim = self.config.optim
-        chosen = batch_of_step(step, size=len(self.heard), batch=optim.batch, seed=self.config.seed)
-        rows = [self.heard[index] for index in chosen]
+        size = len(self.lists.train)
+        chosen = batch_of_step(step, size=size, batch=optim.batch, seed=self.config.seed)
+        rows = self.lists.heard(self.learner.student, chosen, step=step)
         replies = sum(len(row.samples) for row in rows)
-        metrics = {"data/replies": float(replies), "data/epochs": (step + 1) * optim.batch / len(self.heard)}
+        metrics = {"data/replies": float(replies), "data/epochs": (step + 1) * optim.batch / size}
         metrics |= audio_metrics(rows)
 
         def look(learned: Learned) -> Mapping[str, float]:

@@ -9,25 +9,26 @@ from torch import Tensor
 from rlspeech.maths.detect import repetition_share
 from rlspeech.protocols import Learned, Student
 from rlspeech.run_dir import RunDir
+from rlspeech.stages.groups import Judged
 from rlspeech.types import Rollout, Scored
 
 RECORDED = 4  # rollouts of a step that are written down, the first ones
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], *, step: int, sample_s: float, score_s: float) -> dict[str, float]:
-    """Of the scored replies of a step: what the student wrote, and at what speed.
+def teacher_metrics(rollouts: Sequence[Rollout], *, score_s: float) -> dict[str, float]:
+    """Of the replies that a teacher has scored."""
+    return {"teacher/tokens_per_s": _tokens(rollouts) / score_s, "time/score_s": score_s}
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], *, step: int, sample_s: float) -> dict[str, float]:
+    """Of the replies of a step: what the student wrote, and at what speed.
 
     `step`: steps learned before this one; the lag of a sample is how many of them its weights had not seen. Where the
     teacher wrote all of them, there is nothing to tell of the student.
     """
     sampled = [rollout for rollout in rollouts if rollout.origin == "sampled"]
-    found = {
-        "teacher/tokens_per_s": _tokens(rollouts) / score_s,
-        "time/sample_s": sample_s,
-        "time/score_s": score_s,
-    }
     if not sampled:
-        return found
+        return {"time/sample_s": sample_s}
     count = len(sampled)
     lags = [step - rollout.completion.policy_version for rollout in sampled]
     return {
@@ -37,7 +38,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], *, step: int, sample_s: float, 
         "rollout/cut_share": sum(rollout.completion.finish == "length" for rollout in sampled) / count,
         "rollout/repetition_share": sum(repetition_share(rollout.completion.text) for rollout in sampled) / count,
         "rollout/tokens_per_s": _tokens(sampled) / sample_s,
-        **found,
+        "time/sample_s": sample_s,
     }
 
 
@@ -93,3 +94,23 @@ def row(rollout: Rollout, kl_nats: Sequence[float], student: Student) -> Mapping
         "tokens": [student.tokenizer.decode([token]) for token in completion.token_ids],
         "kl_nats": [round(value, 4) for value in kl_nats],
     }
+
+
+def record_judged(
+    run: RunDir, step: int, members: Sequence[Judged], advantages: Sequence[float], student: Student
+) -> None:
+    """The first groups of a step, whole: RECORDED prompts with all the replies that were compared."""
+    prompts = list(dict.fromkeys(one.rollout.sample.id for one in members))[:RECORDED]
+    for one, advantage in zip(members, advantages, strict=True):
+        if one.rollout.sample.id in prompts:
+            sample = one.rollout.sample
+            judged = {
+                "reward": one.reward,
+                "rewards": dict(one.parts),
+                "advantage": round(advantage, 4),
+                "biasing_words": list(sample.biasing_words),
+                "rare_words": list(sample.rare_words),
+                "lang": sample.lang,
+                "tags": dict(sample.tags),
+            }
+            run.append("rollouts.jsonl", {"step": step, **row(one.rollout, (), student), **judged})

@@ -26,6 +26,7 @@ class Prepared:
     batches: Sequence[TokenBatch]
     metrics: Mapping[str, float]
     look: Callable[[Learned], Mapping[str, float]] = lambda learned: {}
+    updates: int = 1  # steps of the optimizer on these batches
 
 
 @contextmanager
@@ -111,7 +112,8 @@ def _steps(
             started_s = time.monotonic()
             prepared = prepare(step)
             ready_s = time.monotonic()
-            learned = learner.step(prepared.batches, loss, temperature=temperature)
+            for _ in range(prepared.updates):
+                learned = learner.step(prepared.batches, loss, temperature=temperature)
             ended_s = time.monotonic()
             metrics = {**learned.metrics, **prepared.metrics}
             metrics |= {"time/step_s": ended_s - started_s, "time/learn_s": ended_s - ready_s}
