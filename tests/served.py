@@ -27,15 +27,19 @@ class Server:
     process: subprocess.Popen[bytes]
 
     def family(self) -> list[int]:
-        """The process and all that it has started, and what those have."""
-        parents = {}
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                with_stat(folder, parents)
-        found = [self.process.pid]
-        for pid in found:
-            found += [child for child, parent in parents.items() if parent == pid]
-        return found
+        return family_of(self.process.pid)
+
+
+def family_of(pid: int) -> list[int]:
+    """The process and all that it has started, and what those have."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with_stat(folder, parents)
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
 
 
 def with_stat(folder: Path, parents: dict[int, int]) -> None:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from served import ask_about_audio, await_end, served
+from served import ask_about_audio, await_end, family_of, served
 from small import write_student, write_teacher
 
 from rlspeech.config import TestsConfig
@@ -64,22 +65,30 @@ def metrics(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def processes() -> dict[int, str]:
-    """Command lines of all processes by id."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+@dataclass
+class Run:
+    """A command under way, and every process that it has had: what is left of them can be told when it has ended."""
+
+    process: subprocess.Popen
+    seen: set[int] = field(default_factory=set)
+
+    def titles(self) -> dict[int, str]:
+        """Command lines of its processes by id: Ray names one after its work."""
+        found = {}
+        for pid in family_of(self.process.pid):
             try:
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                found[pid] = (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
             except OSError:  # it has ended
                 continue
-    return found
+        self.seen |= set(found)
+        return found
 
-
-def ours(before: dict[int, str]) -> dict[int, str]:
-    """Processes of Ray, vLLM and the command that were not there before."""
-    marks = ("ray", "gcs_server", "VLLM", "rlspeech")
-    return {pid: line for pid, line in processes().items() if pid not in before and any(m in line for m in marks)}
+    def wait(self, within_s: float) -> int:
+        deadline_s = time.monotonic() + within_s
+        while self.process.poll() is None and time.monotonic() < deadline_s:
+            self.titles()
+            time.sleep(0.2)
+        return self.process.wait(1)
 
 
 @pytest.fixture(scope="module")
@@ -95,36 +104,36 @@ def plain(models, spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 @pytest.fixture(scope="module")
-def struck(models, spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict]:
+def struck(models, spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[int]]:
     """A run on Ray of which each role is killed in the middle of a step; its folder, its log, what it left running."""
     run_dir = tmp_path_factory.mktemp("struck") / "run"
-    before = processes()
     log = run_dir.parent / "log"
     with log.open("w") as out:
-        run = subprocess.Popen(
+        process = subprocess.Popen(
             command("tiny/distill_ray", run_dir, models, spoken, "--cluster.heartbeat-s", "0.5"), stderr=out
         )
+        run = Run(process)
         try:
             for step, work in enumerate(("RolloutWorker.generate", "TeacherWorker.score", "LearnerRank.step"), 1):
-                strike(run, run_dir, before, after_step=step, work=work)
-            code = run.wait(timeout=300)
+                strike(run, run_dir, after_step=step, work=work)
+            code = run.wait(300)
         finally:
-            run.kill()
+            process.kill()
     assert code == 0, log.read_text()[-3000:]
-    return run_dir, log.read_text(), ours(before)
+    return run_dir, log.read_text(), await_end([*run.seen], 5)
 
 
-def strike(run: subprocess.Popen, run_dir: Path, before: dict[int, str], *, after_step: int, work: str) -> None:
+def strike(run: Run, run_dir: Path, *, after_step: int, work: str) -> None:
     """kill -9 to an actor that is at this work, once the step is recorded: Ray names a process after its work."""
     deadline_s = time.monotonic() + 240
-    while time.monotonic() < deadline_s and run.poll() is None:
+    while time.monotonic() < deadline_s and run.process.poll() is None:
         if any(row["step"] >= after_step for row in metrics(run_dir)):
-            found = [pid for pid, line in ours(before).items() if f"ray::{work}" in line]
+            found = [pid for pid, line in run.titles().items() if f"ray::{work}" in line]
             if found:
                 os.kill(found[0], signal.SIGKILL)
                 return
         time.sleep(0.01)
-    pytest.fail(f"no {work} after step {after_step}; the command's status is {run.poll()}")
+    pytest.fail(f"no {work} after step {after_step}; the command's status is {run.process.poll()}")
 
 
 def test_a_run_survives_the_death_of_every_role_in_the_middle_of_a_step(struck) -> None:
@@ -175,7 +184,7 @@ def test_the_checkpoint_is_served_by_vllm_and_answers_about_audio_as_in_transfor
 
 
 def test_no_process_is_left(struck) -> None:
-    assert struck[2] == {}
+    assert struck[2] == []
 
 
 def heed_ctrl_c() -> None:
@@ -188,17 +197,17 @@ def heed_ctrl_c() -> None:
 )
 def test_a_signal_ends_a_run_and_leaves_no_process(sign, status, when, models, spoken: Path, tmp_path: Path) -> None:
     """While the engines load."""
-    before = processes()
     arguments = command("tiny/distill_ray", tmp_path / "run", models, spoken)
     # Where the suite runs in the background of a shell, Ctrl-C is ignored by what it starts: here it is not.
-    run = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+    run = Run(process)
     deadline_s = time.monotonic() + 120
-    while not any(when in line for line in ours(before).values()) and time.monotonic() < deadline_s:
+    while not any(when in line for line in run.titles().values()) and time.monotonic() < deadline_s:
         time.sleep(0.1)
     time.sleep(1)
-    run.send_signal(sign)
-    log = run.communicate(timeout=60)[1]
-    assert run.returncode == status, log
+    assert len(run.titles()) > 5  # Ray's own, too
+    process.send_signal(sign)
+    log = process.communicate(timeout=60)[1]
+    assert process.returncode == status, log
     assert "Traceback" not in log
-    time.sleep(1)
-    assert ours(before) == {}
+    assert await_end([*run.seen], 5) == []

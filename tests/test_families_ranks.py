@@ -14,8 +14,15 @@ from ranks import Case, batches_of, check_alike, in_one_process, student_of
     [("align", None, True), ("distill", {"rank": 4, "alpha": 8.0, "dropout": 0.0}, False)],
     ids=["encoder", "adapter"],
 )
-def test_ranks_with_and_without_audio_keep_in_step(pair: Any, folders: Folder, stage: str, lora, encoder: bool) -> None:
-    """Audio of several windows, of one, and none meet in one turn: all ranks gather the same parameters."""
+def test_ranks_with_and_without_audio_keep_in_step(
+    family: str, pair: Any, folders: Folder, stage: str, lora, encoder: bool
+) -> None:
+    """Audio of several windows, of one, and none meet in one turn: all ranks gather the same parameters.
+
+    An adapter around the language model hangs on no family; one within the model does.
+    """
+    if not encoder and family not in ("tiny", "phi4mm", "granite_speech"):
+        pytest.skip("its adapter is peft's around the language model, as that of tiny")
     case = Case(folders(), stage=stage, lora=lora, train_encoder=encoder, lr=1e-3, steps=2, micro_batch=1)
     case = replace(case, silent=(0, 1), longest_s=70.0, windows_at_once=1)
     batches = batches_of(case, student_of(case), ranks=2)

@@ -1,22 +1,19 @@
-"""Half an hour of speech through sft, distill and evaluate of a small Phi-4-multimodal; one decoder for all."""
+"""Half an hour of speech through sft, distill and evaluate of a small Phi-4-multimodal."""
 
 import json
 import shutil
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import families.phi4mm as small
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from rlspeech.cli import main
 from rlspeech.data import audio
 from rlspeech.embedded.espeak import render
-from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.stages.hearing import flat, hear, listen
 from rlspeech.students.phi4mm import Student
 from rlspeech.types import Audio, Sample, Turn, Waveform
@@ -72,7 +69,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_half_an_hour_goes_through_sft_distill_and_evaluate(meeting: Path, teacher: Path, tmp_path: Path) -> None:
     student = small.write(tmp_path / "student", context=CONTEXT)
-    data = [f"--data.train={meeting}", f"--data.tests.all={meeting}", "--threads=1", "--quiet"]
+    data = [f"--data.train={meeting}", f"--data.tests.all={meeting}", "--threads=2", "--quiet"]
     learned = ["--optim.steps=1", "--optim.batch=3", "--optim.micro-batch=3", "--optim.micro-batch-tokens=4096"]
     heard = ["--audio.windows-at-once=2", "--held-out.samples=1", "--held-out.every-steps=99"]
     sft, distill, scores = tmp_path / "sft", tmp_path / "distill", tmp_path / "scores"
@@ -80,7 +77,7 @@ def test_half_an_hour_goes_through_sft_distill_and_evaluate(meeting: Path, teach
     models = [f"--student={sft}", f"--teacher={teacher}"]
     more = ["--sampling.max-tokens=6", f"--run-dir={distill}"]
     assert main(["distill", *models, *more, *data, *learned, *heard]) == 0
-    tests = [f"--data.tests.all={meeting}", "--threads=1", "--audio.windows-at-once=2"]
+    tests = [f"--data.tests.all={meeting}", "--threads=2", "--audio.windows-at-once=2"]
     few = ["--evaluation.max-tokens=6", "--evaluation.compare-below-wer=99"]
     teachers = [f"--student={distill}", f"--teacher={teacher}", f"--run-dir={scores}"]
     assert main(["evaluate", *teachers, *tests, *few, "--quiet"]) == 0
@@ -98,21 +95,3 @@ def test_half_an_hour_goes_through_sft_distill_and_evaluate(meeting: Path, teach
     samples = [Sample("long", "What is decided?", Audio(meeting.parent / "long.wav"))]
     (prompt,) = flat(hear(loaded, listen(samples)))[1]
     assert prompt.token_ids.count(loaded.placeholder_id) == pytest.approx(MEETING_S / loaded.frame_s, abs=1)
-
-
-def test_learner_and_vllm_hear_the_same_bytes_which_were_resampled_once(tmp_path: Path) -> None:
-    """A stereo file of 44.1 kHz, by the hash of what comes out of the decoder."""
-    sound = np.random.default_rng(0).normal(scale=0.1, size=(60_000, 2))
-    soundfile.write(tmp_path / "a.flac", sound, 44_100)
-    student = Student.load(small.write(tmp_path / "student"))
-    sample = Sample("a", "Who?", Audio(tmp_path / "a.flac"), reference="Anna.")
-    (recording,) = listen([sample])
-    samples, prompts = flat(hear(student, [recording]))
-    (batch,) = make_batches(student, reference_rollouts(student, samples, prompts), micro_batch=1)
-    (learner,) = batch.features[0].features
-    ((vllm, rate_hz),) = [student.vllm_input(prompts[0])["multi_modal_data"]["audio"]]
-    decoded = audio.read(Audio(tmp_path / "a.flac"))
-    assert rate_hz == decoded.rate_hz == student.extractor.sampling_rate == RATE_HZ
-    hashes = {sha256(wave.tobytes()).hexdigest() for wave in (learner, vllm, decoded.samples)}
-    assert len(hashes) == 1
-    assert learner.dtype == vllm.dtype == np.float32
