@@ -154,8 +154,10 @@ class Learner(Protocol):
         """One optimiser step over the micro-batches: the weighted mean of the loss over all their reply tokens."""
         ...
 
-    def evaluate(self, batches: Sequence[TokenBatch], loss: "Loss", *, temperature: float = 1.0) -> Learned:
-        """The same means without learning."""
+    def evaluate(
+        self, batches: Sequence[TokenBatch], loss: "Loss", *, temperature: float = 1.0, reference: bool = False
+    ) -> Learned:
+        """The same means without learning. `reference`: of the policy that the learner began with, where it keeps it."""
         ...
 
     ranks: int  # batches come in rounds: batch i belongs to rank i % ranks

@@ -40,6 +40,7 @@ class Task:
     seed: int = 0
     threads: int = 1  # of each rank on a CPU
     small: int | None = None  # see learner_deepspeed.SMALL
+    keeps_start: bool = False  # see Learner.evaluate
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class LearnerRank(Worker):
             objective=task.objective,
             on_progress=self.moved,
             small=SMALL if task.small is None else task.small,
+            keeps_start=task.keeps_start,
         )
 
     def step(
@@ -115,6 +117,12 @@ class LearnerRank(Worker):
         self, batches: Sequence[TokenBatch], head: Tensor | None, loss: Loss, temperature: float
     ) -> Learned | None:
         return self._first(self.learner.evaluate(_headed(batches, head), loss, temperature=temperature))
+
+    def evaluate_reference(
+        self, batches: Sequence[TokenBatch], head: Tensor | None, loss: Loss, temperature: float
+    ) -> Learned | None:
+        given = {"temperature": temperature, "reference": True}
+        return self._first(self.learner.evaluate(_headed(batches, head), loss, **given))
 
     def begin_publishing(self, folder: Path, bucket_bytes: int) -> None:
         self.buckets = self.learner.publish(folder, bucket_bytes)
@@ -211,9 +219,11 @@ class ClusterLearner:
             self.steps_done += 1
             return learned
 
-    def evaluate(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
+    def evaluate(
+        self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0, reference: bool = False
+    ) -> Learned:
         with self.turn:
-            return self._learn("evaluate", batches, loss, temperature)
+            return self._learn("evaluate_reference" if reference else "evaluate", batches, loss, temperature)
 
     def publish(self, folder: Path, bucket_bytes: int) -> Iterator[Path]:
         """The weights as safetensors files, each written when it is asked for: the one before may be gone by then."""

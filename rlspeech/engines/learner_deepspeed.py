@@ -91,6 +91,7 @@ class DeepspeedRank:
     objective: Objective
     on_progress: Callable[[], None]  # called after every micro-batch
     steps_done: int = 0
+    beginning: dict[str, Tensor] | None = None  # what learns, as it was: the reference policy
 
     @classmethod
     def start(
@@ -103,6 +104,7 @@ class DeepspeedRank:
         objective: Objective = PLAIN,
         on_progress: Callable[[], None] = lambda: None,
         small: int = SMALL,
+        keeps_start: bool = False,
     ) -> DeepspeedRank:
         """A rank that learns what `student.prepare` has left to learn; its values are the same on all ranks.
 
@@ -126,7 +128,9 @@ class DeepspeedRank:
             engine.optimizer.check_grad_overflow = True  # in float32 too, a gradient that is no number moves nothing
         if zero == 3:
             deepspeed.zero.register_external_parameter(module.scorer, student.head())
-        return cls(student, optim, engine, zero, objective, on_progress)
+        rank = cls(student, optim, engine, zero, objective, on_progress)
+        rank.beginning = rank._values() if keeps_start else None
+        return rank
 
     def step(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
         """One step on the weighted mean of the loss over the reply tokens of all ranks.
@@ -152,9 +156,22 @@ class DeepspeedRank:
         more = {"train/grad_norm": norm, "train/lr": self.optim.lr * share, "train/tokens": total}
         return _joined_sums(sums).learned(more)
 
-    @torch.no_grad()
-    def evaluate(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
+    def evaluate(
+        self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0, reference: bool = False
+    ) -> Learned:
         """The same means without learning."""
+        if not reference:
+            return self._measure(batches, loss, temperature)
+        assert self.beginning is not None, "this learner keeps no reference"
+        now = self._values()
+        try:
+            self._put(self.beginning)
+            return self._measure(batches, loss, temperature)
+        finally:
+            self._put(now)
+
+    @torch.no_grad()
+    def _measure(self, batches: Sequence[TokenBatch], loss: Loss, temperature: float) -> Learned:
         check_weight(self._over_ranks(weight_of(batches)))
         self.engine.eval()
         sums = Sums()
@@ -227,6 +244,16 @@ class DeepspeedRank:
                     shards.put_moment(parameter, moment, values[name].to(self.engine.device))
         learner_state.set_random_state(state, rank=torch.distributed.get_rank())
         self.steps_done = state.steps_done
+
+    def _values(self) -> dict[str, Tensor]:
+        """Of all that learns, whole, on every rank."""
+        shards = Shards(self.engine.optimizer, self.zero)
+        return {name: shards.value(value).clone() for name, value in learnable(self.student.model).items()}
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        shards = Shards(self.engine.optimizer, self.zero)
+        for name, parameter in learnable(self.student.model).items():
+            shards.put(parameter, values[name])
 
     def _update(self) -> float:
         """Clips, updates, and returns the gradient's norm before it was clipped."""

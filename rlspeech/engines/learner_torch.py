@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import cos, isfinite, pi
 from pathlib import Path
@@ -56,6 +57,12 @@ def check_norm(norm: float, step: int) -> None:
         raise FloatingPointError(f"step {step + 1}: the gradient's norm is {norm}; nothing was learned")
 
 
+@torch.no_grad()
+def _put(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
 @dataclass
 class TorchLearner:
     student: Student
@@ -64,12 +71,16 @@ class TorchLearner:
     objective: Objective = PLAIN
     steps_done: int = 0
     ranks: int = 1
+    start: dict[str, Tensor] | None = None  # what learns, as it was: the reference policy
 
     @classmethod
-    def of(cls, student: Student, optim: OptimConfig, objective: Objective = PLAIN) -> TorchLearner:
+    def of(
+        cls, student: Student, optim: OptimConfig, objective: Objective = PLAIN, *, keeps_start: bool = False
+    ) -> TorchLearner:
         """An optimizer over the parameters that `student.prepare` has left to learn."""
         optimizer = torch.optim.AdamW(parameter_groups(student, optim), weight_decay=optim.weight_decay)
-        return cls(student, optim, optimizer, objective)
+        start = {name: value.detach().clone() for name, value in learnable(student.model).items()}
+        return cls(student, optim, optimizer, objective, start=start if keeps_start else None)
 
     def step(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
         """One step on the weighted mean of the loss over all reply tokens of all micro-batches."""
@@ -92,8 +103,22 @@ class TorchLearner:
         self.steps_done += 1
         return sums.learned({"train/grad_norm": norm, "train/lr": self.optim.lr * share, "train/tokens": total})
 
-    def evaluate(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
-        return measure(self.student, batches, loss, temperature=temperature)
+    def evaluate(
+        self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0, reference: bool = False
+    ) -> Learned:
+        with self._as_it_began() if reference else nullcontext():
+            return measure(self.student, batches, loss, temperature=temperature)
+
+    @contextmanager
+    def _as_it_began(self) -> Iterator[None]:
+        assert self.start is not None, "this learner keeps no reference"
+        named = learnable(self.student.model)
+        now = {name: value.detach().clone() for name, value in named.items()}
+        try:
+            _put(named, self.start)
+            yield
+        finally:
+            _put(named, now)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         return merged_weights(self.student, learned_only=True)

@@ -130,12 +130,18 @@ class _Gap(NamedTuple):
 
 
 def _sampler_gap(policy: Policy, batch: TokenBatch, importance: ImportanceConfig | None) -> _Gap:
-    """None: the gap is told and not corrected."""
+    """None: the gap is told and not corrected.
+
+    With `old_logprobs` it is the gap between the sampler and the learner before the first update of the step: what has
+    been learned since is the loss's own ratio.
+    """
     found = _Gap(batch.weights, {}, {})
     if batch.sampler_logprobs is None:
         return found
     with torch.no_grad():
         ours_N = token_logprobs(policy.hidden, policy.head, batch.targets, temperature=policy.temperature)
+    if batch.old_logprobs is not None:
+        ours_N = batch.old_logprobs
     gap_N = batch.sampler_logprobs - ours_N
     found.metrics["kl/sampler_learner_nats"] = gap_N
     found.largest["kl/sampler_learner_max_nats"] = _largest(gap_N.abs())

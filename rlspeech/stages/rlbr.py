@@ -5,14 +5,15 @@ The loop is that of distill: rewards and advantages stand where the teacher's sc
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from rlspeech.config import RlbrConfig
 from rlspeech.data.mixing import batch_of_step
-from rlspeech.engines.batches import make_batches, reference_rollouts, with_advantages, with_logprobs
+from rlspeech.engines.batches import make_batches, reference_rollouts, with_advantages
 from rlspeech.engines.build import build
+from rlspeech.engines.old_policy import with_old_logprobs, with_reference_logprobs
 from rlspeech.engines.reward_host import RewardHost
 from rlspeech.errors import UserError
 from rlspeech.plugins import load_class
@@ -56,7 +57,8 @@ def _loss(config: RlbrConfig) -> Any:
 
 def _learn(config: RlbrConfig, folder: RunDir, loss: Any, rewards: RewardHost, lists: Lists, start: str) -> None:
     use_threads(config.threads, config.seed)
-    with build(config, start, lora=lora_settings(config.lora)) as engines:
+    keeps = getattr(loss, "needs_reference", False)
+    with build(config, start, lora=lora_settings(config.lora), keeps_start=keeps) as engines:
         longest, student = config.sampling.max_tokens, engines.student
         train = lists.begin(student, reply_tokens=longest)
         tests = {name: hear(student, found, reply_tokens=longest) for name, found in lists.tests().items()}
@@ -76,20 +78,17 @@ class Reinforcement(OnPolicy):
     loss: Any
     rewards: RewardHost
     lists: Lists
-    reference_policy: bool = field(init=False)
-
-    def __enter__(self) -> "Reinforcement":
-        self.reference_policy = getattr(self.loss, "kl_beta", 0) > 0
-        return super().__enter__()
 
     def prepare(self, step: int) -> Prepared:
         """With log-probs of the learner as it is before its first update of this step, where the loss needs them."""
         prepared = super().prepare(step)
         learner, batches = self.engines.learner, prepared.batches
         temperature = self.config.sampling.temperature
-        old = learner.logprobs(batches, temperature=temperature) if self.config.updates > 1 else None
-        kept = learner.logprobs(batches, temperature=temperature, reference=True) if self.reference_policy else None
-        return replace(prepared, batches=with_logprobs(batches, old=old, reference=kept), updates=self.config.updates)
+        if self.config.updates > 1:
+            batches = with_old_logprobs(learner, batches, temperature=temperature)
+        if getattr(self.loss, "needs_reference", False):
+            batches = with_reference_logprobs(learner, batches, temperature=temperature)
+        return replace(prepared, batches=batches, updates=self.config.updates)
 
     def sample(self, step: int) -> Prepared:
         config = self.config
@@ -97,18 +96,20 @@ class Reinforcement(OnPolicy):
         groups, metrics = self._groups(step)
         members = [one for group in groups for one in group.members]
         rollouts = [one.rollout for one in members]
+        lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
         values = self.loss.advantages_of(
             [[one.reward for one in group.members] for group in groups],
+            lengths,
             counted=[self._counted(group) for group in groups],
+            max_tokens=config.sampling.max_tokens,
         )
         advantages = [value for found in values for value in found]
-        shares = self.loss.shares_of([len(r.completion.token_ids) for r in rollouts], config.sampling.max_tokens)
         batches = make_batches(
             self.engines.student,
             rollouts,
             micro_batch=config.optim.micro_batch,
             micro_batch_tokens=config.optim.micro_batch_tokens,
-            shares=shares,
+            shares=self.loss.shares_of(lengths),
             ranks=self.engines.learner.ranks,
         )
         metrics |= group_metrics(groups, values)
