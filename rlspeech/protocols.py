@@ -157,7 +157,7 @@ class Learner(Protocol):
     def evaluate(
         self, batches: Sequence[TokenBatch], loss: "Loss", *, temperature: float = 1.0, reference: bool = False
     ) -> Learned:
-        """The same means without learning. `reference`: of the policy that the learner began with, where it keeps it."""
+        """The same means without learning. `reference`: of the policy that it began with, where it keeps that."""
         ...
 
     ranks: int  # batches come in rounds: batch i belongs to rank i % ranks

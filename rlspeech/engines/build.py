@@ -43,7 +43,7 @@ def build(
 ) -> Iterator[Engines]:
     """All engines of a stage that begins with the checkpoint `start`; nothing of them is left after the block.
 
-    `keeps_start`: the learner keeps what it began with, as a reference. Raises UserError where something asked for is not there.
+    `keeps_start`: the learner keeps what it began with, as a reference. Raises UserError where something is missing.
     """
     place = student_place(config, start)
     prepare = {"stage": verb_of(type(config)), "lora": lora, "train_projector": config.train_projector}
