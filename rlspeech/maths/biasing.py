@@ -1,0 +1,203 @@
+"""Word errors of an utterance's rare words apart from those of all others: WER, U-WER and B-WER.
+
+As Le et al., "Contextualized Streaming End-to-End Speech Recognition with Trie-Based Deep Biasing and Shallow Fusion",
+Interspeech 2021 (arXiv 2104.02194), whose published counts come out to the last one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate, chain, count
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlspeech.maths.edits import Edits
+
+Phrase = tuple[str, ...]  # normalised words
+PAIRS_AT_ONCE = 512  # of a worker
+
+
+@dataclass(frozen=True)
+class BiasedEdits:
+    """`unbiased` and `biased` add up to `total`; `words` are those of the reference."""
+
+    total: Edits
+    unbiased: Edits
+    biased: Edits
+
+
+class Found(NamedTuple):
+    """Listed phrases that are heard: counted in the reference, in the hypothesis, and in both."""
+
+    said: int
+    heard: int
+    right: int
+
+    @property
+    def precision(self) -> float | None:
+        return self.right / self.heard if self.heard else None
+
+    @property
+    def recall(self) -> float | None:
+        return self.right / self.said if self.said else None
+
+    @property
+    def f1(self) -> float | None:
+        both = self.said + self.heard
+        return 2 * self.right / both if both else None
+
+
+def biased_edits(
+    references: Sequence[Sequence[str]],
+    hypotheses: Sequence[Sequence[str]],
+    rare: Sequence[Collection[Phrase]],
+    *,
+    workers: int = 1,
+) -> list[BiasedEdits]:
+    """Of each pair of word lists, with its rare words and phrases. `workers`: threads.
+
+    Alignment: match 0, insertion 3, deletion 3, substitution 4; of equal costs substitution before insertion before
+    deletion, seen from the end. A reference word is biased where it is part of a run of words that equals a phrase; an
+    inserted word is biased where it is a word of one. Raises TypeError where a text is given for its words.
+
+    >>> (found,) = biased_edits([["call", "ann", "lee"]], [["call", "an", "lee", "now"]], [[("ann", "lee")]])
+    >>> found.unbiased, found.biased
+    (Edits(substitutions=0, insertions=1, deletions=0, words=1), Edits(substitutions=1, insertions=0, deletions=0, words=2))  # noqa: E501
+    """
+    if any(isinstance(text, str) for text in chain(references, hypotheses)):
+        raise TypeError("biased_edits() takes lists of words, not texts: see rlspeech.maths.text.words")
+    if not len(references) == len(hypotheses) == len(rare):
+        raise ValueError(f"{len(references)} references, {len(hypotheses)} hypotheses, {len(rare)} lists of rare words")
+    vocabulary: defaultdict[str, int] = defaultdict(count().__next__)
+    number = vocabulary.__getitem__
+    phrases = [phrase for one in rare for phrase in one]
+    counts = np.zeros((len(references), 8), dtype=np.int64)
+    arrays = (
+        _flat(references, number),
+        _ends(references),
+        _flat(hypotheses, number),
+        _ends(hypotheses),
+        _flat(phrases, number),
+        _ends(phrases),
+        _ends(rare),
+    )
+    kernel = _kernel()
+    if workers == 1 or len(references) <= PAIRS_AT_ONCE:
+        kernel(0, len(references), *arrays, counts)
+    else:
+        starts = range(0, len(references), PAIRS_AT_ONCE)
+        with ThreadPoolExecutor(workers) as pool:
+            parts = [pool.submit(kernel, i, min(i + PAIRS_AT_ONCE, len(references)), *arrays, counts) for i in starts]
+        for part in parts:
+            part.result()
+    return [_told(row) for row in counts.tolist()]
+
+
+def summed(found: Iterable[BiasedEdits]) -> BiasedEdits:
+    """Of a whole test set."""
+    rows = [(*_row(one.unbiased), *_row(one.biased)) for one in found]
+    return _told([sum(column) for column in zip(*rows, strict=True)] if rows else [0] * 8)
+
+
+def phrase_runs(words: Sequence[str], phrases: Collection[Phrase]) -> list[tuple[int, int]]:
+    """Half-open runs of words that equal a phrase, by their beginning; never a part of a word. They may overlap.
+
+    >>> phrase_runs(["start", "the", "art", "fair"], {("art",), ("art", "fair")})
+    [(2, 3), (2, 4)]
+    """
+    known, words = set(phrases), tuple(words)
+    lengths = sorted({len(phrase) for phrase in known} - {0})
+    runs = ((start, start + length) for start in range(len(words)) for length in lengths)
+    return [(start, end) for start, end in runs if end <= len(words) and words[start:end] in known]
+
+
+def found_phrases(
+    references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]], listed: Sequence[Collection[Phrase]]
+) -> Found:
+    """Over all pairs: how often listed phrases are said, are heard, and are both, one for one."""
+    said = heard = right = 0
+    for reference, hypothesis, phrases in zip(references, hypotheses, listed, strict=True):
+        ours = Counter(tuple(reference[i:j]) for i, j in phrase_runs(reference, phrases))
+        theirs = Counter(tuple(hypothesis[i:j]) for i, j in phrase_runs(hypothesis, phrases))
+        said, heard, right = said + ours.total(), heard + theirs.total(), right + (ours & theirs).total()
+    return Found(said, heard, right)
+
+
+def _flat(lists: Sequence[Sequence[str]], number: Any) -> np.ndarray:
+    return np.fromiter(map(number, chain.from_iterable(lists)), dtype=np.int32)
+
+
+def _ends(lists: Sequence[Collection[Any]]) -> np.ndarray:
+    """Where each list begins in the flat one, and where the last one ends."""
+    return np.fromiter(accumulate(map(len, lists), initial=0), dtype=np.int64)
+
+
+def _told(row: Sequence[int]) -> BiasedEdits:
+    """`row`: substitutions, insertions, deletions, words; first of the others, then of the rare ones."""
+    others, rare = Edits(*row[:4]), Edits(*row[4:])
+    return BiasedEdits(Edits(*(ours + theirs for ours, theirs in zip(row[:4], row[4:], strict=True))), others, rare)
+
+
+def _row(edits: Edits) -> tuple[int, int, int, int]:
+    return edits.substitutions, edits.insertions, edits.deletions, edits.words
+
+
+@cache
+def _kernel() -> Any:
+    """`_count` as machine code. It is compiled at its first use, and kept beside this file or in numba's own place."""
+    from numba import njit
+
+    try:
+        return njit(cache=True, nogil=True)(_count)
+    except RuntimeError:  # no place to keep it in
+        return njit(nogil=True)(_count)
+
+
+def _count(first, last, ref, ref_ends, hyp, hyp_ends, phrase, phrase_ends, rare_ends, counts):
+    """Adds up the counts of the pairs first..last-1. Words are numbers here."""
+    for pair in range(first, last):
+        r0, h0 = ref_ends[pair], hyp_ends[pair]
+        rows, columns = ref_ends[pair + 1] - r0, hyp_ends[pair + 1] - h0
+        cost = np.empty((rows + 1, columns + 1), dtype=np.int32)
+        for j in range(columns + 1):
+            cost[0, j] = 3 * j
+        for i in range(1, rows + 1):
+            cost[i, 0] = 3 * i
+            for j in range(1, columns + 1):
+                best = cost[i - 1, j - 1] + (0 if ref[r0 + i - 1] == hyp[h0 + j - 1] else 4)
+                best = min(best, cost[i, j - 1] + 3, cost[i - 1, j] + 3)
+                cost[i, j] = best
+        begin, end = rare_ends[pair], rare_ends[pair + 1]
+        is_rare = np.zeros(rows, dtype=np.bool_)
+        for p in range(begin, end):
+            p0, size = phrase_ends[p], phrase_ends[p + 1] - phrase_ends[p]
+            for i in range(rows - size + 1):
+                k = 0
+                while k < size and ref[r0 + i + k] == phrase[p0 + k]:
+                    k += 1
+                if k == size:
+                    is_rare[i : i + size] = True
+        for i in range(rows):
+            counts[pair, 7 if is_rare[i] else 3] += 1
+        i, j = rows, columns
+        while i > 0 or j > 0:
+            same = i > 0 and j > 0 and ref[r0 + i - 1] == hyp[h0 + j - 1]
+            if i > 0 and j > 0 and cost[i, j] == cost[i - 1, j - 1] + (0 if same else 4):
+                i, j = i - 1, j - 1
+                if not same:
+                    counts[pair, 4 if is_rare[i] else 0] += 1
+            elif j > 0 and cost[i, j] == cost[i, j - 1] + 3:
+                j -= 1
+                inserted = 1
+                for k in range(phrase_ends[begin], phrase_ends[end]):
+                    if phrase[k] == hyp[h0 + j]:
+                        inserted = 5
+                counts[pair, inserted] += 1
+            else:
+                i -= 1
+                counts[pair, 6 if is_rare[i] else 2] += 1
