@@ -247,7 +247,6 @@ class RlbrConfig(OnPolicyStage):
     updates: Count = Field(1, description="optimiser steps on the replies of one step")
     importance: ImportanceConfig = ImportanceConfig(cap=5.0)
     sampling: SamplingConfig = SamplingConfig(n=8, temperature=1.2)
-    reward_workers: Count = Field(1, description="processes that rewards run in, beside the learner's")
 
 
 class EvaluateConfig(Section):

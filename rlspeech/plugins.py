@@ -50,7 +50,11 @@ def load_class(kind: Kind, name: str, class_name: str, options: Mapping[str, Any
     Raises UserError in one line for an unknown name, an unknown, missing or ill-typed option, and for the ValueError by
     which the component refuses its settings.
     """
-    cls = find_class(kind, name, class_name)
+    return build(find_class(kind, name, class_name), options, name)
+
+
+def build(cls: type, options: Mapping[str, Any], name: str) -> Any:
+    """A component of a class with its options, as in `load_class`."""
     where = f"{_file_of(cls, name)}: {cls.__name__}"
     settings = _checked_options(cls, options, where)
     try:
@@ -61,6 +65,14 @@ def load_class(kind: Kind, name: str, class_name: str, options: Mapping[str, Any
 
 def find_class(kind: Kind, name: str, class_name: str) -> type:
     """The class that `name` stands for, as in `load_class`, not instantiated (students are made by `Student.load`)."""
+    found = find(kind, name, class_name)
+    if not inspect.isclass(found):
+        raise UserError(f"{name}: a function, where a class is wanted")
+    return found
+
+
+def find(kind: Kind, name: str, default: str) -> Any:
+    """The class or function that `name` stands for: `default` where it names a file or a module alone."""
     module_name, _, chosen = name.partition(":") if not _is_windows_path(name) else (name, "", "")
     if module_name.endswith(".py"):
         module = _import_file(Path(module_name).expanduser())
@@ -68,18 +80,18 @@ def find_class(kind: Kind, name: str, class_name: str) -> type:
         module = _import_shipped(kind, module_name)
     elif entry := _entry_point(kind, name):
         found = entry.load()
-        if inspect.isclass(found):
+        if callable(found):
             return found
         module = found
     elif "." in module_name and "/" not in module_name:
         module = _import_dotted(kind, module_name)
     else:
-        known = [*shipped_names(kind), *(entry.name for entry in entry_points(group=f"rlspeech.{kind}"))]
+        known = [*shipped_names(kind), *(entry.name for entry in entry_points(group=_group(kind)))]
         raise UserError(
             f"{kind}: no {name!r} among the shipped files, the installed entry points, or as a path ending in .py"
             f"{did_you_mean(name, known)}"
         )
-    return _class_of(module, chosen or class_name, name)
+    return _member(module, chosen or default, name)
 
 
 def _is_windows_path(name: str) -> bool:
@@ -87,15 +99,20 @@ def _is_windows_path(name: str) -> bool:
 
 
 def _entry_point(kind: Kind, name: str) -> Any | None:
-    return next(iter(entry_points(group=f"rlspeech.{kind}", name=name)), None)
+    return next(iter(entry_points(group=_group(kind), name=name)), None)
 
 
-def _class_of(module: ModuleType, class_name: str, name: str) -> type:
-    cls = getattr(module, class_name, None)
-    if inspect.isclass(cls):
-        return cls
-    classes = [n for n, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__]
-    raise UserError(f"{module.__file__ or name}: no class {class_name!r}{did_you_mean(class_name, classes)}")
+def _group(kind: Kind) -> str:
+    """Of the entry points of a kind."""
+    return "rlspeech.rewards" if kind == "reward_models" else f"rlspeech.{kind}"
+
+
+def _member(module: ModuleType, wanted: str, name: str) -> Any:
+    found = getattr(module, wanted, None)
+    if callable(found):
+        return found
+    own = [n for n, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
+    raise UserError(f"{module.__file__ or name}: no class {wanted!r}{did_you_mean(wanted, own)}")
 
 
 def _import_shipped(kind: Kind, name: str) -> ModuleType:

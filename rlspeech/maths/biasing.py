@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, chain, count
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from rlspeech.maths.edits import Edits
 
 Phrase = tuple[str, ...]  # normalised words
+Unit = Literal["words", "characters"]
 PAIRS_AT_ONCE = 512  # of a worker
 
 
@@ -57,45 +58,71 @@ def biased_edits(
     hypotheses: Sequence[Sequence[str]],
     rare: Sequence[Collection[Phrase]],
     *,
+    unit: Unit = "words",
     workers: int = 1,
 ) -> list[BiasedEdits]:
     """Of each pair of word lists, with its rare words and phrases. `workers`: threads.
 
     Alignment: match 0, insertion 3, deletion 3, substitution 4; of equal costs substitution before insertion before
     deletion, seen from the end. A reference word is biased where it is part of a run of words that equals a phrase; an
-    inserted word is biased where it is a word of one. Raises TypeError where a text is given for its words.
+    inserted word is biased where it is a word of one. In characters (spaces apart) each has the side of its word.
+    Raises TypeError where a text is given for its words, ValueError where the three are not equally many.
 
     >>> (found,) = biased_edits([["call", "ann", "lee"]], [["call", "an", "lee", "now"]], [[("ann", "lee")]])
-    >>> found.unbiased, found.biased
-    (Edits(substitutions=0, insertions=1, deletions=0, words=1), Edits(substitutions=1, insertions=0, deletions=0, words=2))  # noqa: E501
+    >>> found.unbiased
+    Edits(substitutions=0, insertions=1, deletions=0, words=1)
+    >>> found.biased
+    Edits(substitutions=1, insertions=0, deletions=0, words=2)
     """
     if any(isinstance(text, str) for text in chain(references, hypotheses)):
         raise TypeError("biased_edits() takes lists of words, not texts: see rlspeech.maths.text.words")
     if not len(references) == len(hypotheses) == len(rare):
         raise ValueError(f"{len(references)} references, {len(hypotheses)} hypotheses, {len(rare)} lists of rare words")
-    vocabulary: defaultdict[str, int] = defaultdict(count().__next__)
-    number = vocabulary.__getitem__
-    phrases = [phrase for one in rare for phrase in one]
+    pairs = _Pairs.of(references, hypotheses, rare)
+    if unit == "characters":
+        pairs = pairs.spelled(references, hypotheses)
     counts = np.zeros((len(references), 8), dtype=np.int64)
-    arrays = (
-        _flat(references, number),
-        _ends(references),
-        _flat(hypotheses, number),
-        _ends(hypotheses),
-        _flat(phrases, number),
-        _ends(phrases),
-        _ends(rare),
-    )
-    kernel = _kernel()
+    _, kernel = _kernels()
     if workers == 1 or len(references) <= PAIRS_AT_ONCE:
-        kernel(0, len(references), *arrays, counts)
+        kernel(0, len(references), *pairs, counts)
     else:
         starts = range(0, len(references), PAIRS_AT_ONCE)
         with ThreadPoolExecutor(workers) as pool:
-            parts = [pool.submit(kernel, i, min(i + PAIRS_AT_ONCE, len(references)), *arrays, counts) for i in starts]
+            parts = [pool.submit(kernel, i, min(i + PAIRS_AT_ONCE, len(references)), *pairs, counts) for i in starts]
         for part in parts:
             part.result()
     return [_told(row) for row in counts.tolist()]
+
+
+class _Pairs(NamedTuple):
+    """Words (or characters) as numbers, one list after the other, where each list begins, and which are rare."""
+
+    ref: np.ndarray
+    ref_ends: np.ndarray
+    ref_rare: np.ndarray
+    hyp: np.ndarray
+    hyp_ends: np.ndarray
+    hyp_rare: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        references: Sequence[Sequence[str]],
+        hypotheses: Sequence[Sequence[str]],
+        rare: Sequence[Collection[Phrase]],
+    ) -> _Pairs:
+        vocabulary: defaultdict[str, int] = defaultdict(count().__next__)
+        number = vocabulary.__getitem__
+        phrases = [phrase for one in rare for phrase in one]
+        ref, hyp = _flat(references, number), _flat(hypotheses, number)
+        made = cls(ref, _ends(references), np.zeros(len(ref), bool), hyp, _ends(hypotheses), np.zeros(len(hyp), bool))
+        flag, _ = _kernels()
+        flag(*made, _flat(phrases, number), _ends(phrases), _ends(rare))
+        return made
+
+    def spelled(self, references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]) -> _Pairs:
+        """The characters of the words."""
+        return _Pairs(*_spelled(references, self.ref_rare), *_spelled(hypotheses, self.hyp_rare))
 
 
 def summed(found: Iterable[BiasedEdits]) -> BiasedEdits:
@@ -132,6 +159,13 @@ def _flat(lists: Sequence[Sequence[str]], number: Any) -> np.ndarray:
     return np.fromiter(map(number, chain.from_iterable(lists)), dtype=np.int32)
 
 
+def _spelled(lists: Sequence[Sequence[str]], rare: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    texts = ["".join(words) for words in lists]
+    characters = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.int32)
+    lengths = np.fromiter(map(len, chain.from_iterable(lists)), dtype=np.int64)
+    return characters, _ends(texts), np.repeat(rare, lengths)
+
+
 def _ends(lists: Sequence[Collection[Any]]) -> np.ndarray:
     """Where each list begins in the flat one, and where the last one ends."""
     return np.fromiter(accumulate(map(len, lists), initial=0), dtype=np.int64)
@@ -148,18 +182,38 @@ def _row(edits: Edits) -> tuple[int, int, int, int]:
 
 
 @cache
-def _kernel() -> Any:
-    """`_count` as machine code. It is compiled at its first use, and kept beside this file or in numba's own place."""
+def _kernels() -> tuple[Any, Any]:
+    """`_flag` and `_count` as machine code, compiled at their first use and kept beside this file or in numba's place."""
     from numba import njit
 
-    try:
-        return njit(cache=True, nogil=True)(_count)
-    except RuntimeError:  # no place to keep it in
-        return njit(nogil=True)(_count)
+    def compiled(function: Any) -> Any:
+        try:
+            return njit(cache=True, nogil=True)(function)
+        except RuntimeError:  # no place to keep it in
+            return njit(nogil=True)(function)
+
+    return compiled(_flag), compiled(_count)
 
 
-def _count(first, last, ref, ref_ends, hyp, hyp_ends, phrase, phrase_ends, rare_ends, counts):
-    """Adds up the counts of the pairs first..last-1. Words are numbers here."""
+def _flag(ref, ref_ends, ref_rare, hyp, hyp_ends, hyp_rare, phrase, phrase_ends, rare_ends):
+    """Marks the reference's runs that equal a phrase, and the hypothesis's words that are a word of one."""
+    for pair in range(len(rare_ends) - 1):
+        for p in range(rare_ends[pair], rare_ends[pair + 1]):
+            first, size = phrase_ends[p], phrase_ends[p + 1] - phrase_ends[p]
+            for start in range(ref_ends[pair], ref_ends[pair + 1] - size + 1):
+                k = 0
+                while k < size and ref[start + k] == phrase[first + k]:
+                    k += 1
+                if k == size:
+                    ref_rare[start : start + size] = True
+            for place in range(hyp_ends[pair], hyp_ends[pair + 1]):
+                for k in range(size):
+                    if hyp[place] == phrase[first + k]:
+                        hyp_rare[place] = True
+
+
+def _count(first, last, ref, ref_ends, ref_rare, hyp, hyp_ends, hyp_rare, counts):
+    """Adds up the counts of the pairs first..last-1, those of rare words four places further."""
     for pair in range(first, last):
         r0, h0 = ref_ends[pair], hyp_ends[pair]
         rows, columns = ref_ends[pair + 1] - r0, hyp_ends[pair + 1] - h0
@@ -167,37 +221,21 @@ def _count(first, last, ref, ref_ends, hyp, hyp_ends, phrase, phrase_ends, rare_
         for j in range(columns + 1):
             cost[0, j] = 3 * j
         for i in range(1, rows + 1):
+            counts[pair, 7 if ref_rare[r0 + i - 1] else 3] += 1
             cost[i, 0] = 3 * i
             for j in range(1, columns + 1):
-                best = cost[i - 1, j - 1] + (0 if ref[r0 + i - 1] == hyp[h0 + j - 1] else 4)
-                best = min(best, cost[i, j - 1] + 3, cost[i - 1, j] + 3)
-                cost[i, j] = best
-        begin, end = rare_ends[pair], rare_ends[pair + 1]
-        is_rare = np.zeros(rows, dtype=np.bool_)
-        for p in range(begin, end):
-            p0, size = phrase_ends[p], phrase_ends[p + 1] - phrase_ends[p]
-            for i in range(rows - size + 1):
-                k = 0
-                while k < size and ref[r0 + i + k] == phrase[p0 + k]:
-                    k += 1
-                if k == size:
-                    is_rare[i : i + size] = True
-        for i in range(rows):
-            counts[pair, 7 if is_rare[i] else 3] += 1
+                apart = 0 if ref[r0 + i - 1] == hyp[h0 + j - 1] else 4
+                cost[i, j] = min(cost[i - 1, j - 1] + apart, cost[i, j - 1] + 3, cost[i - 1, j] + 3)
         i, j = rows, columns
         while i > 0 or j > 0:
             same = i > 0 and j > 0 and ref[r0 + i - 1] == hyp[h0 + j - 1]
             if i > 0 and j > 0 and cost[i, j] == cost[i - 1, j - 1] + (0 if same else 4):
                 i, j = i - 1, j - 1
                 if not same:
-                    counts[pair, 4 if is_rare[i] else 0] += 1
+                    counts[pair, 4 if ref_rare[r0 + i] else 0] += 1
             elif j > 0 and cost[i, j] == cost[i, j - 1] + 3:
                 j -= 1
-                inserted = 1
-                for k in range(phrase_ends[begin], phrase_ends[end]):
-                    if phrase[k] == hyp[h0 + j]:
-                        inserted = 5
-                counts[pair, inserted] += 1
+                counts[pair, 5 if hyp_rare[h0 + j] else 1] += 1
             else:
                 i -= 1
-                counts[pair, 6 if is_rare[i] else 2] += 1
+                counts[pair, 6 if ref_rare[r0 + i] else 2] += 1

@@ -36,7 +36,7 @@ def run(config: RlbrConfig, *, resume: bool = False) -> None:
     """Raises UserError before any model loads where the settings, the data, a reward or this machine will not do."""
     check_can_run(config)
     loss = _loss(config)
-    with RewardHost.of(config.rewards, workers=config.reward_workers) as rewards:
+    with RewardHost.of(config.rewards) as rewards:
         data = read_data(config, ("audio", "reference"))
         lists = Lists.of(config.lists, data, batch=config.optim.batch, seed=config.seed)
         with open_run(config, resume=resume) as folder:
