@@ -12,7 +12,7 @@ from rlspeech.types import Rollout
 
 @dataclass(frozen=True)
 class Reward:
-    """-(whole * errors + biasing * errors of rare words + false_insertion * listed phrases that were not said), >= -cap.
+    """-(whole * errors + biasing * errors of rare words + false_insertion * listed phrases not said), at least -cap.
 
     arXiv 2601.13409: minus counts, 1 for the whole and 5 for biasing words. Rare words are the sample's `rare_words`,
     found as runs of words, never within one. Texts are normalised; *marks* are left out, so that one that is missing is

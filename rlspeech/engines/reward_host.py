@@ -115,7 +115,7 @@ class RewardHost:
             worker.start()
 
     def score(self, rollouts: Sequence[Rollout]) -> Rewarded:
-        """Every reward of all rollouts. Raises RunFailed in one line, naming the reward and the sample that it fails on.
+        """Every reward of all rollouts. Raises RunFailed in one line with the reward and the sample that it fails on.
 
         A reward fails that raises, takes too long, ends its process, or gives anything but one finite number or None a
         rollout.

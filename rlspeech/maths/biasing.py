@@ -183,7 +183,7 @@ def _row(edits: Edits) -> tuple[int, int, int, int]:
 
 @cache
 def _kernels() -> tuple[Any, Any]:
-    """`_flag` and `_count` as machine code, compiled at their first use and kept beside this file or in numba's place."""
+    """`_flag` and `_count` as machine code, compiled at their first use; kept where numba may."""
     from numba import njit
 
     def compiled(function: Any) -> Any:
