@@ -4,15 +4,16 @@ import importlib
 import logging
 import tomllib
 from pathlib import Path
+from typing import cast
 
 from rlspeech.catalog import resolve
-from rlspeech.config import AlignConfig, DistillConfig, SftConfig, Stage
+from rlspeech.config import Stage
 from rlspeech.errors import UserError
-from rlspeech.recipe import find_recipe, load
+from rlspeech.recipe import CONFIGS, find_recipe, load, shipped_recipes, stage_of
 
 log = logging.getLogger(__name__)
 
-BEFORE: dict[str, type[Stage]] = {"align": AlignConfig, "sft": SftConfig, "distill": DistillConfig}
+BEFORE = ("align", "sft", "distill")  # verbs of what a stage may start from
 
 
 def starting_point(config: Stage) -> str:
@@ -23,21 +24,23 @@ def starting_point(config: Stage) -> str:
     """
     if config.after is None or resolve(config.student).folder is not None:
         return config.student
-    if config.after not in BEFORE:
-        raise UserError(f"after = {config.after!r}: no such stage; known: {', '.join(BEFORE)}")
+    recipe = f"{config.student}/{config.after}"
+    known = [name.partition("/")[2] for name in shipped_recipes() if name.startswith(f"{config.student}/")]
+    if config.after not in known or (verb := stage_of(find_recipe(recipe))) not in BEFORE:
+        raise UserError(f"after = {config.after!r}: no recipe {recipe} of {', '.join(BEFORE)}")
     folder = config.run_dir.parent / config.after
-    before = _settings(config, config.after, folder)
+    before = _settings(config, verb, recipe, folder)
     if not (folder / "done.json").is_file():
         log.info("%s: no finished run in %s, so `%s` runs first", config.student, folder, config.after)
-        importlib.import_module(f"rlspeech.stages.{config.after}").run(before, resume=True)
+        importlib.import_module(f"rlspeech.stages.{verb}").run(before, resume=True)
     else:
         _refuse_another(folder, before)
     return str(folder / "checkpoint")
 
 
-def _settings(config: Stage, stage: str, folder: Path) -> Stage:
+def _settings(config: Stage, verb: str, recipe: str, folder: Path) -> Stage:
     given = {"student": config.student, "run_dir": str(folder)}
-    before = load(BEFORE[stage], find_recipe(f"{config.student}/{stage}"), given)
+    before = cast("Stage", load(CONFIGS[verb], find_recipe(recipe), given))
     shared = {"train": config.data.train, "tests": config.data.tests, "synth": config.data.synth}
     own = {"seed": config.seed, "threads": config.threads, "trust_remote_code": config.trust_remote_code}
     return before.model_copy(update={"data": before.data.model_copy(update=shared), **own})
