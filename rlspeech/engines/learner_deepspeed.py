@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from math import isfinite
@@ -24,10 +24,12 @@ from rlspeech.config import OptimConfig
 from rlspeech.config_engines import DeepspeedConfig
 from rlspeech.engines import learner_state
 from rlspeech.engines.deepspeed_state import Shards
+from rlspeech.engines.kept_values import in_place_of, kept
 from rlspeech.engines.learner_state import MOMENTS, LearnerState
 from rlspeech.engines.learner_torch import check_norm, learnable, parameter_groups, set_rates
 from rlspeech.engines.measure import PLAIN, Look, Objective, Sums, check_weight, hidden_of, look, on, weight_of
 from rlspeech.engines.merging import merged_weights, whole
+from rlspeech.engines.reply_logprobs import TOLD, Told, bare, by_rollout
 from rlspeech.protocols import Learned, Loss, Student
 from rlspeech.types import Policy, TokenBatch
 
@@ -91,6 +93,7 @@ class DeepspeedRank:
     objective: Objective
     on_progress: Callable[[], None]  # called after every micro-batch
     steps_done: int = 0
+    reference: dict[str, Tensor] | None = None  # see `keep_reference`
 
     @classmethod
     def start(
@@ -164,6 +167,23 @@ class DeepspeedRank:
             sums.add(self._seen())
             self.on_progress()
         return _joined_sums(sums).learned()
+
+    def keep_reference(self) -> None:
+        self.reference = kept(learnable(self.student.model), self._writable)
+
+    @torch.no_grad()
+    def logprobs(
+        self, batches: Sequence[TokenBatch], *, temperature: float = 1.0, reference: bool = False
+    ) -> dict[int, list[float]]:
+        """Of the replies of all ranks."""
+        self.engine.eval()
+        found: dict[int, list[float]] = {}
+        with self._as_kept() if reference else nullcontext():
+            for batch in batches:
+                self.engine(on(bare(batch), self.engine.device), Pass(Told(), temperature, PLAIN))
+                found |= by_rollout(batch, self._seen().metrics[TOLD])
+                self.on_progress()
+        return {rollout: values for one in _from_all(found) for rollout, values in one.items()}
 
     def weights(self, *, learned_only: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Published names and merged values: see `merged_weights`."""
@@ -257,6 +277,17 @@ class DeepspeedRank:
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(list(parameters))
+
+    def _writable(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        """Under ZeRO 3 what rank 0 writes is what all have."""
+        if self.zero < 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+
+    def _as_kept(self) -> AbstractContextManager[None]:
+        return in_place_of(learnable(self.student.model), self.reference, self._writable)
 
     def _adapter(self) -> list[Tensor]:
         return [value for name, value in self.student.model.named_parameters() if ".lora_" in name]

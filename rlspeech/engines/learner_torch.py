@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import cos, isfinite, pi
 from pathlib import Path
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 
 from rlspeech.config import OptimConfig
 from rlspeech.engines import learner_state
+from rlspeech.engines.kept_values import in_place_of, kept
 from rlspeech.engines.learner_state import LearnerState
 from rlspeech.engines.measure import PLAIN, Objective, Sums, check_weight, look, measure, on, policy_of, weight_of
 from rlspeech.engines.merging import merged_weights
+from rlspeech.engines.reply_logprobs import bare, by_rollout
+from rlspeech.maths.logprobs import token_logprobs
 from rlspeech.protocols import Learned, Loss, Student
 from rlspeech.types import TokenBatch
 
@@ -64,6 +68,7 @@ class TorchLearner:
     objective: Objective = PLAIN
     steps_done: int = 0
     ranks: int = 1
+    reference: dict[str, Tensor] | None = None  # see `keep_reference`
 
     @classmethod
     def of(cls, student: Student, optim: OptimConfig, objective: Objective = PLAIN) -> TorchLearner:
@@ -94,6 +99,26 @@ class TorchLearner:
 
     def evaluate(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
         return measure(self.student, batches, loss, temperature=temperature)
+
+    def keep_reference(self) -> None:
+        self.reference = kept(learnable(self.student.model), nullcontext)
+
+    @torch.no_grad()
+    def logprobs(
+        self, batches: Sequence[TokenBatch], *, temperature: float = 1.0, reference: bool = False
+    ) -> dict[int, list[float]]:
+        self.student.model.eval()
+        found: dict[int, list[float]] = {}
+        with self._as_kept() if reference else nullcontext():
+            for batch in batches:
+                placed = on(bare(batch), self.student.head().device)
+                policy = policy_of(self.student, placed, temperature)
+                values_N = token_logprobs(policy.hidden, policy.head, placed.targets, temperature=temperature)
+                found |= by_rollout(batch, values_N)
+        return found
+
+    def _as_kept(self) -> AbstractContextManager[None]:
+        return in_place_of(learnable(self.student.model), self.reference, nullcontext)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         return merged_weights(self.student, learned_only=True)
