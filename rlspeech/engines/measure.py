@@ -128,7 +128,7 @@ class _Gap(NamedTuple):
 
 
 def _sampler_gap(policy: Policy, batch: TokenBatch, importance: ImportanceConfig | None) -> _Gap:
-    """None: the gap is told and not corrected. With `old_logprobs` it is that to the learner before its first update."""
+    """None: the gap is told and not corrected. With `old_logprobs` it is that to the learner before its updates."""
     found = _Gap(batch.weights, {}, {})
     if batch.sampler_logprobs is None:
         return found
