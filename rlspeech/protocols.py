@@ -154,10 +154,21 @@ class Learner(Protocol):
         """One optimiser step over the micro-batches: the weighted mean of the loss over all their reply tokens."""
         ...
 
-    def evaluate(
-        self, batches: Sequence[TokenBatch], loss: "Loss", *, temperature: float = 1.0, reference: bool = False
-    ) -> Learned:
-        """The same means without learning. `reference`: of the policy that it began with, where it keeps that."""
+    def evaluate(self, batches: Sequence[TokenBatch], loss: "Loss", *, temperature: float = 1.0) -> Learned:
+        """The same means without learning."""
+        ...
+
+    def logprobs(
+        self, batches: Sequence[TokenBatch], *, temperature: float = 1.0, reference: bool = False
+    ) -> dict[int, list[float]]:
+        """log q of each reply token in nats, by the index of its rollout; without dropout, and nothing is learned.
+
+        `reference`: of the policy that `keep_reference` has kept. Raises ValueError where it has kept none.
+        """
+        ...
+
+    def keep_reference(self) -> None:
+        """What learns is kept as it is now. To be called before the first step, and before `restore`."""
         ...
 
     ranks: int  # batches come in rounds: batch i belongs to rank i % ranks

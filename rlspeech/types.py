@@ -139,6 +139,7 @@ class TokenBatch:
     old_logprobs: Tensor | None = None  # [N] the learner's own before the first update of the step
     reference_logprobs: Tensor | None = None  # [N] of the policy that a KL term holds on to
     sft_weights: Tensor | None = None  # [N] of the cross-entropy, on the scale of `weights`; 0: not the teacher's own
+    idle: float = 0.0  # weight that no token has, in what the step's loss is divided by: see losses.grpo
 
 
 @dataclass(frozen=True)

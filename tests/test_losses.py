@@ -23,6 +23,8 @@ OPTIONAL = [
     "teacher_topk_ids",
     "teacher_topk_logprobs",
     "advantages",
+    "old_logprobs",
+    "reference_logprobs",
 ]
 FULL, TOPK = ["teacher_hidden", "teacher_head"], ["teacher_topk_ids", "teacher_topk_logprobs"]
 DIVERGENCES = ["reverse_kl", "forward_kl", "jsd"]
@@ -37,6 +39,8 @@ PER_TOKEN = [
     "teacher_topk_ids",
     "teacher_topk_logprobs",
     "advantages",
+    "old_logprobs",
+    "reference_logprobs",
 ]
 
 
@@ -73,6 +77,8 @@ def policy_and_batch() -> tuple[Policy, TokenBatch]:
         teacher_topk_ids=top.indices,
         teacher_topk_logprobs=top.values,
         advantages=normal(N),
+        old_logprobs=q + 0.05 * normal(N),
+        reference_logprobs=q + normal(N),
     )
     return Policy(hidden, head, temperature=0.8), batch
 
@@ -83,7 +89,7 @@ def part(policy: Policy, batch: TokenBatch, rows: slice) -> tuple[Policy, TokenB
 
 
 def test_the_folder_has_the_losses_of_the_recipes():
-    assert {"cross_entropy", "reverse_kl", "forward_kl", "jsd", "k1"} <= set(NAMES)
+    assert {"cross_entropy", "reverse_kl", "forward_kl", "jsd", "k1", "grpo"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -170,6 +176,7 @@ def test_a_missing_field_is_not_needed_or_is_named(name: str, field: str):
         ("cross_entropy", []),
         *((name, fields) for name in DIVERGENCES for fields in (FULL, TOPK)),
         ("k1", ["sampler_logprobs", "teacher_logprobs"]),
+        ("grpo", ["advantages"]),
     ],
 )
 def test_a_loss_needs_these_fields_alone(name: str, needed: list[str]):

@@ -130,9 +130,7 @@ def test_an_entry_point_is_found_by_its_name(tmp_path, monkeypatch):
     info = tmp_path / "their_rewards-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-rewards\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[rlspeech.rewards]\ntheirs = their_rewards:Reward\nwhole = their_rewards\n"
-    )
+    (info / "entry_points.txt").write_text("[rlspeech.rewards]\ntheirs = their_rewards:Reward\nwhole = their_rewards\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert load_class("reward_models", "theirs", "Reward", {"cap": 3}).cap == 3
     assert find_class("reward_models", "whole", "Reward").__name__ == "Reward"

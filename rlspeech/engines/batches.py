@@ -5,7 +5,6 @@ N reply tokens of a batch, K teacher's top tokens, V vocabulary, D hidden size.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -90,12 +89,6 @@ def make_batches(
             )
         )
     return batches
-
-
-def with_advantages(batches: Sequence[TokenBatch], advantages: Sequence[float]) -> list[TokenBatch]:
-    """All micro-batches of a step with the advantage of each token's rollout; 0 where it is nobody's."""
-    values = torch.tensor([*advantages, 0.0])  # the last: of NOBODY
-    return [replace(batch, advantages=values[batch.rollout]) for batch in batches]
 
 
 def _sampled(replies: Sequence[Completion]) -> Tensor | None:

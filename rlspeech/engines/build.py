@@ -38,25 +38,23 @@ class Engines:
 
 
 @contextmanager
-def build(
-    config: OnPolicyStage, start: str, *, lora: Mapping[str, Any] | None, keeps_start: bool = False
-) -> Iterator[Engines]:
+def build(config: OnPolicyStage, start: str, *, lora: Mapping[str, Any] | None) -> Iterator[Engines]:
     """All engines of a stage that begins with the checkpoint `start`; nothing of them is left after the block.
 
-    `keeps_start`: the learner keeps what it began with, as a reference. Raises UserError where something is missing.
+    Raises UserError where something asked for is not there.
     """
     place = student_place(config, start)
     prepare = {"stage": verb_of(type(config)), "lora": lora, "train_projector": config.train_projector}
     if config.cluster is not None:
         from rlspeech.engines.cluster_build import build_on_cluster
 
-        with build_on_cluster(config, config.cluster, place, prepare, keeps_start=keeps_start) as engines:
+        with build_on_cluster(config, config.cluster, place, prepare) as engines:
             yield engines
         return
     student = place.load()
     student.prepare(**prepare)
     rollouts = _vllm_rollouts(config, place, student) if config.engines.rollouts == "vllm" else build_rollouts(student)
-    learner = TorchLearner.of(student, schedule(config), Objective.of(config), keeps_start=keeps_start)
+    learner = TorchLearner.of(student, schedule(config), Objective.of(config))
     teacher = build_teachers(config, student, _in_process) if isinstance(config, DistillConfig) else None
     yield Engines(student, rollouts, learner, teacher)
 

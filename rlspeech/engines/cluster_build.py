@@ -30,12 +30,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def build_on_cluster(
-    config: OnPolicyStage,
-    settings: ClusterConfig,
-    place: StudentPlace,
-    prepare: Mapping[str, Any],
-    *,
-    keeps_start: bool = False,
+    config: OnPolicyStage, settings: ClusterConfig, place: StudentPlace, prepare: Mapping[str, Any]
 ) -> Iterator[Engines]:
     """All roles load side by side. After the block no process of the run is left."""
     cores = config.threads or len(os.sched_getaffinity(0))
@@ -48,7 +43,7 @@ def build_on_cluster(
         student = place.load(weights=False)
         rollouts = site.rollouts(place)
         teacher = build_teachers(config, student, site.teacher) if isinstance(config, DistillConfig) else None
-        learner = site.learner(place, prepare, keeps_start=keeps_start)
+        learner = site.learner(place, prepare)
         for pool in site.pools:
             pool.await_start()
         learner.await_start()
@@ -78,7 +73,7 @@ class Site:
         """CPU threads of each worker of a role, whose workers work at the same time."""
         return max(1, self.cores // workers)
 
-    def learner(self, place: StudentPlace, prepare: Mapping[str, Any], *, keeps_start: bool) -> ClusterLearner:
+    def learner(self, place: StudentPlace, prepare: Mapping[str, Any]) -> ClusterLearner:
         config, ranks = self.config, self.settings.learners
         task = Task(
             place,
@@ -88,7 +83,6 @@ class Site:
             Objective.of(config),
             seed=config.seed,
             threads=self.threads(ranks),
-            keeps_start=keeps_start,
         )
         return ClusterLearner.begin(self.cluster, ranks, task, gpus=0.5 if self.settings.colocated else 1)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from safetensors import safe_open
 from torch import Tensor
@@ -20,11 +20,13 @@ from rlspeech.config_engines import DeepspeedConfig
 from rlspeech.engines.cluster import LOCAL_HOST, Actor, Cluster, Lost, Worker
 from rlspeech.engines.loading import StudentPlace
 from rlspeech.engines.measure import PLAIN, Objective
+from rlspeech.engines.reply_logprobs import bare
 from rlspeech.protocols import Learned, Loss, Student
 from rlspeech.types import TokenBatch
 
 LATE_S = 10.0  # after which Ray has surely noticed that an actor is dead
 READ_BYTES = 64 * 2**20  # of weights that are read on the driver at a time
+Known = TypeVar("Known")
 USER_MODULES = "rlspeech_user_"  # names that plugins.py gives to the modules of users' files
 
 
@@ -40,7 +42,6 @@ class Task:
     seed: int = 0
     threads: int = 1  # of each rank on a CPU
     small: int | None = None  # see learner_deepspeed.SMALL
-    keeps_start: bool = False  # see Learner.evaluate
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,6 @@ class LearnerRank(Worker):
             objective=task.objective,
             on_progress=self.moved,
             small=SMALL if task.small is None else task.small,
-            keeps_start=task.keeps_start,
         )
 
     def step(
@@ -118,11 +118,13 @@ class LearnerRank(Worker):
     ) -> Learned | None:
         return self._first(self.learner.evaluate(_headed(batches, head), loss, temperature=temperature))
 
-    def evaluate_reference(
-        self, batches: Sequence[TokenBatch], head: Tensor | None, loss: Loss, temperature: float
-    ) -> Learned | None:
-        given = {"temperature": temperature, "reference": True}
-        return self._first(self.learner.evaluate(_headed(batches, head), loss, **given))
+    def keep_reference(self) -> None:
+        self.learner.keep_reference()
+
+    def logprobs(
+        self, batches: Sequence[TokenBatch], temperature: float, reference: bool
+    ) -> dict[int, list[float]] | None:
+        return self._first(self.learner.logprobs(batches, temperature=temperature, reference=reference))
 
     def begin_publishing(self, folder: Path, bucket_bytes: int) -> None:
         self.buckets = self.learner.publish(folder, bucket_bytes)
@@ -164,9 +166,9 @@ class LearnerRank(Worker):
     def restore(self, folder: Path) -> None:
         self.learner.restore(folder)
 
-    def _first(self, learned: Learned) -> Learned | None:
+    def _first(self, known: Known) -> Known | None:
         """Every rank knows the same; one of them tells it."""
-        return learned if self.rank == 0 else None
+        return known if self.rank == 0 else None
 
 
 @dataclass
@@ -186,6 +188,7 @@ class ClusterLearner:
     steps_done: int = 0
     turn: threading.RLock = field(default_factory=threading.RLock)
     actors: list[Actor] = field(default_factory=list)
+    has_reference: bool = False  # new ranks are to keep one, too
     _starting: dict[Any, Actor] = field(default_factory=dict)
     _samplers: Samplers | None = None  # those that have met the ranks
     _head: tuple[Any, Any] = (None, None)  # the teacher's head as it was given, and where Ray keeps it
@@ -219,11 +222,26 @@ class ClusterLearner:
             self.steps_done += 1
             return learned
 
-    def evaluate(
-        self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0, reference: bool = False
-    ) -> Learned:
+    def evaluate(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
         with self.turn:
-            return self._learn("evaluate_reference" if reference else "evaluate", batches, loss, temperature)
+            return self._learn("evaluate", batches, loss, temperature)
+
+    def keep_reference(self) -> None:
+        """It has to come before the first step and the first `restore`: new ranks keep what they begin with."""
+        with self.turn:
+            self._tell("keep_reference")
+            self.has_reference = True
+
+    def logprobs(
+        self, batches: Sequence[TokenBatch], *, temperature: float = 1.0, reference: bool = False
+    ) -> dict[int, list[float]]:
+        with self.turn:
+            given = [bare(batch) for batch in batches]
+            calls = {
+                actor.call("logprobs", given[rank :: self.ranks], temperature, reference): actor
+                for rank, actor in enumerate(self.actors)
+            }
+            return self._all(calls)[0]
 
     def publish(self, folder: Path, bucket_bytes: int) -> Iterator[Path]:
         """The weights as safetensors files, each written when it is asked for: the one before may be gone by then."""
@@ -275,6 +293,8 @@ class ClusterLearner:
             self.steps_done = 0
             self._start()
             self.await_start()
+            if self.has_reference:
+                self._tell("keep_reference")
 
     def close(self) -> None:
         for actor in self.actors:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from math import isfinite
@@ -24,10 +24,12 @@ from rlspeech.config import OptimConfig
 from rlspeech.config_engines import DeepspeedConfig
 from rlspeech.engines import learner_state
 from rlspeech.engines.deepspeed_state import Shards
+from rlspeech.engines.kept_values import in_place_of, kept
 from rlspeech.engines.learner_state import MOMENTS, LearnerState
 from rlspeech.engines.learner_torch import check_norm, learnable, parameter_groups, set_rates
 from rlspeech.engines.measure import PLAIN, Look, Objective, Sums, check_weight, hidden_of, look, on, weight_of
 from rlspeech.engines.merging import merged_weights, whole
+from rlspeech.engines.reply_logprobs import TOLD, Told, bare, by_rollout
 from rlspeech.protocols import Learned, Loss, Student
 from rlspeech.types import Policy, TokenBatch
 
@@ -91,7 +93,7 @@ class DeepspeedRank:
     objective: Objective
     on_progress: Callable[[], None]  # called after every micro-batch
     steps_done: int = 0
-    beginning: dict[str, Tensor] | None = None  # what learns, as it was: the reference policy
+    reference: dict[str, Tensor] | None = None  # see `keep_reference`
 
     @classmethod
     def start(
@@ -104,7 +106,6 @@ class DeepspeedRank:
         objective: Objective = PLAIN,
         on_progress: Callable[[], None] = lambda: None,
         small: int = SMALL,
-        keeps_start: bool = False,
     ) -> DeepspeedRank:
         """A rank that learns what `student.prepare` has left to learn; its values are the same on all ranks.
 
@@ -128,9 +129,7 @@ class DeepspeedRank:
             engine.optimizer.check_grad_overflow = True  # in float32 too, a gradient that is no number moves nothing
         if zero == 3:
             deepspeed.zero.register_external_parameter(module.scorer, student.head())
-        rank = cls(student, optim, engine, zero, objective, on_progress)
-        rank.beginning = rank._values() if keeps_start else None
-        return rank
+        return cls(student, optim, engine, zero, objective, on_progress)
 
     def step(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
         """One step on the weighted mean of the loss over the reply tokens of all ranks.
@@ -156,22 +155,9 @@ class DeepspeedRank:
         more = {"train/grad_norm": norm, "train/lr": self.optim.lr * share, "train/tokens": total}
         return _joined_sums(sums).learned(more)
 
-    def evaluate(
-        self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0, reference: bool = False
-    ) -> Learned:
-        """The same means without learning."""
-        if not reference:
-            return self._measure(batches, loss, temperature)
-        assert self.beginning is not None, "this learner keeps no reference"
-        now = self._values()
-        try:
-            self._put(self.beginning)
-            return self._measure(batches, loss, temperature)
-        finally:
-            self._put(now)
-
     @torch.no_grad()
-    def _measure(self, batches: Sequence[TokenBatch], loss: Loss, temperature: float) -> Learned:
+    def evaluate(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
+        """The same means without learning."""
         check_weight(self._over_ranks(weight_of(batches)))
         self.engine.eval()
         sums = Sums()
@@ -181,6 +167,23 @@ class DeepspeedRank:
             sums.add(self._seen())
             self.on_progress()
         return _joined_sums(sums).learned()
+
+    def keep_reference(self) -> None:
+        self.reference = kept(learnable(self.student.model), self._writable)
+
+    @torch.no_grad()
+    def logprobs(
+        self, batches: Sequence[TokenBatch], *, temperature: float = 1.0, reference: bool = False
+    ) -> dict[int, list[float]]:
+        """Of the replies of all ranks."""
+        self.engine.eval()
+        found: dict[int, list[float]] = {}
+        with self._as_kept() if reference else nullcontext():
+            for batch in batches:
+                self.engine(on(bare(batch), self.engine.device), Pass(Told(), temperature, PLAIN))
+                found |= by_rollout(batch, self._seen().metrics[TOLD])
+                self.on_progress()
+        return {rollout: values for one in _from_all(found) for rollout, values in one.items()}
 
     def weights(self, *, learned_only: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Published names and merged values: see `merged_weights`."""
@@ -245,16 +248,6 @@ class DeepspeedRank:
         learner_state.set_random_state(state, rank=torch.distributed.get_rank())
         self.steps_done = state.steps_done
 
-    def _values(self) -> dict[str, Tensor]:
-        """Of all that learns, whole, on every rank."""
-        shards = Shards(self.engine.optimizer, self.zero)
-        return {name: shards.value(value).clone() for name, value in learnable(self.student.model).items()}
-
-    def _put(self, values: Mapping[str, Tensor]) -> None:
-        shards = Shards(self.engine.optimizer, self.zero)
-        for name, parameter in learnable(self.student.model).items():
-            shards.put(parameter, values[name])
-
     def _update(self) -> float:
         """Clips, updates, and returns the gradient's norm before it was clipped."""
         if self.zero:
@@ -284,6 +277,17 @@ class DeepspeedRank:
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(list(parameters))
+
+    def _writable(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        """Under ZeRO 3 what rank 0 writes is what all have."""
+        if self.zero < 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+
+    def _as_kept(self) -> AbstractContextManager[None]:
+        return in_place_of(learnable(self.student.model), self.reference, self._writable)
 
     def _adapter(self) -> list[Tensor]:
         return [value for name, value in self.student.model.named_parameters() if ".lora_" in name]

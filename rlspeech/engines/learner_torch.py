@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import cos, isfinite, pi
 from pathlib import Path
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from rlspeech.config import OptimConfig
 from rlspeech.engines import learner_state
+from rlspeech.engines.kept_values import in_place_of, kept
 from rlspeech.engines.learner_state import LearnerState
 from rlspeech.engines.measure import PLAIN, Objective, Sums, check_weight, look, measure, on, policy_of, weight_of
 from rlspeech.engines.merging import merged_weights
+from rlspeech.engines.reply_logprobs import bare, by_rollout
+from rlspeech.maths.logprobs import token_logprobs
 from rlspeech.protocols import Learned, Loss, Student
 from rlspeech.types import TokenBatch
 
@@ -57,12 +60,6 @@ def check_norm(norm: float, step: int) -> None:
         raise FloatingPointError(f"step {step + 1}: the gradient's norm is {norm}; nothing was learned")
 
 
-@torch.no_grad()
-def _put(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
-
-
 @dataclass
 class TorchLearner:
     student: Student
@@ -71,16 +68,13 @@ class TorchLearner:
     objective: Objective = PLAIN
     steps_done: int = 0
     ranks: int = 1
-    start: dict[str, Tensor] | None = None  # what learns, as it was: the reference policy
+    reference: dict[str, Tensor] | None = None  # see `keep_reference`
 
     @classmethod
-    def of(
-        cls, student: Student, optim: OptimConfig, objective: Objective = PLAIN, *, keeps_start: bool = False
-    ) -> TorchLearner:
+    def of(cls, student: Student, optim: OptimConfig, objective: Objective = PLAIN) -> TorchLearner:
         """An optimizer over the parameters that `student.prepare` has left to learn."""
         optimizer = torch.optim.AdamW(parameter_groups(student, optim), weight_decay=optim.weight_decay)
-        start = {name: value.detach().clone() for name, value in learnable(student.model).items()}
-        return cls(student, optim, optimizer, objective, start=start if keeps_start else None)
+        return cls(student, optim, optimizer, objective)
 
     def step(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
         """One step on the weighted mean of the loss over all reply tokens of all micro-batches."""
@@ -103,22 +97,28 @@ class TorchLearner:
         self.steps_done += 1
         return sums.learned({"train/grad_norm": norm, "train/lr": self.optim.lr * share, "train/tokens": total})
 
-    def evaluate(
-        self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0, reference: bool = False
-    ) -> Learned:
-        with self._as_it_began() if reference else nullcontext():
-            return measure(self.student, batches, loss, temperature=temperature)
+    def evaluate(self, batches: Sequence[TokenBatch], loss: Loss, *, temperature: float = 1.0) -> Learned:
+        return measure(self.student, batches, loss, temperature=temperature)
 
-    @contextmanager
-    def _as_it_began(self) -> Iterator[None]:
-        assert self.start is not None, "this learner keeps no reference"
-        named = learnable(self.student.model)
-        now = {name: value.detach().clone() for name, value in named.items()}
-        try:
-            _put(named, self.start)
-            yield
-        finally:
-            _put(named, now)
+    def keep_reference(self) -> None:
+        self.reference = kept(learnable(self.student.model), nullcontext)
+
+    @torch.no_grad()
+    def logprobs(
+        self, batches: Sequence[TokenBatch], *, temperature: float = 1.0, reference: bool = False
+    ) -> dict[int, list[float]]:
+        self.student.model.eval()
+        found: dict[int, list[float]] = {}
+        with self._as_kept() if reference else nullcontext():
+            for batch in batches:
+                placed = on(bare(batch), self.student.head().device)
+                policy = policy_of(self.student, placed, temperature)
+                values_N = token_logprobs(policy.hidden, policy.head, placed.targets, temperature=temperature)
+                found |= by_rollout(batch, values_N)
+        return found
+
+    def _as_kept(self) -> AbstractContextManager[None]:
+        return in_place_of(learnable(self.student.model), self.reference, nullcontext)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         return merged_weights(self.student, learned_only=True)

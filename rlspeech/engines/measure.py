@@ -130,18 +130,14 @@ class _Gap(NamedTuple):
 
 
 def _sampler_gap(policy: Policy, batch: TokenBatch, importance: ImportanceConfig | None) -> _Gap:
-    """None: the gap is told and not corrected.
-
-    With `old_logprobs` it is the gap between the sampler and the learner before the first update of the step: what has
-    been learned since is the loss's own ratio.
-    """
+    """None: the gap is told and not corrected. With `old_logprobs` it is that to the learner before its updates."""
     found = _Gap(batch.weights, {}, {})
     if batch.sampler_logprobs is None:
         return found
-    with torch.no_grad():
-        ours_N = token_logprobs(policy.hidden, policy.head, batch.targets, temperature=policy.temperature)
-    if batch.old_logprobs is not None:
-        ours_N = batch.old_logprobs
+    ours_N = batch.old_logprobs
+    if ours_N is None:
+        with torch.no_grad():
+            ours_N = token_logprobs(policy.hidden, policy.head, batch.targets, temperature=policy.temperature)
     gap_N = batch.sampler_logprobs - ours_N
     found.metrics["kl/sampler_learner_nats"] = gap_N
     found.largest["kl/sampler_learner_max_nats"] = _largest(gap_N.abs())
@@ -175,7 +171,8 @@ def measure(student: Student, batches: Sequence[TokenBatch], loss: Loss, *, temp
 
 
 def weight_of(batches: Sequence[TokenBatch]) -> float:
-    return float(sum(batch.weights.sum() for batch in batches))
+    """What the sum of their losses is divided by."""
+    return sum(float(batch.weights.sum()) + batch.idle for batch in batches)
 
 
 def check_weight(total: float) -> None:
@@ -195,7 +192,7 @@ class Sums:
 
     def add(self, seen: Look) -> None:
         batch = seen.batch
-        self._add("train/loss", float(seen.objective.detach()), float(batch.weights.sum()))
+        self._add("train/loss", float(seen.objective.detach()), weight_of([batch]))
         for name, values_N in seen.metrics.items():
             self._add(name, float((values_N * batch.weights).sum()), float(batch.weights.sum()))
         for name, values_N in seen.sampled.items():

@@ -1,69 +1,90 @@
-"""What a reply is worth beside the others to its prompt: rewards of groups -> advantages.
+"""Advantages of the rollouts of a group: what each reward is above what was to be expected of the prompt.
 
-A reward of None is no reward: that reply is out of its group, and its advantage is 0.
+G rollouts of one prompt make a group; a reward of None or NaN means that nothing can be said of that rollout.
 """
 
-from __future__ import annotations
-
-import math
 from collections.abc import Sequence
-from statistics import fmean
+from math import isinf, isnan
+from statistics import mean, stdev
 from typing import Literal, get_args
 
 Baseline = Literal["group", "leave_one_out"]
 Scale = Literal["group", "batch", "none"]
-Rewards = Sequence[Sequence[float | None]]  # of each group, of each reply
+Rewards = Sequence[float | None]
 
-STD_MIN = 1e-4  # is added to a standard deviation that is divided by, as TRL does
+EPSILON = 1e-4  # added to a standard deviation before it divides, as in TRL
 
 
-def group_advantages(
-    rewards: Rewards, *, baseline: Baseline = "group", scale: Scale = "none", counted: Sequence[Sequence[bool]] = ()
+def advantages(
+    groups: Sequence[Rewards],
+    counts: Sequence[Sequence[bool]] | None = None,
+    *,
+    baseline: Baseline = "group",
+    scale: Scale = "group",
 ) -> list[list[float]]:
-    """Reward minus the baseline of its group, over a standard deviation where `scale` names one.
+    """(reward - baseline) / (std + 1e-4) of each rollout of each group.
 
-    group: the mean of the group (GRPO, arXiv 2402.03300, equation of section 4.1.2). leave_one_out: the mean of the
-    others (RLOO, arXiv 2402.14740). scale group or batch: divided by the standard deviation (of n - 1) of the group, or
-    of all rewards, plus STD_MIN; none: Dr. GRPO (arXiv 2503.20783). `counted`: who counts in means and deviations,
-    default all; one who does not is compared with those who do. A group in which fewer than two replies have a reward,
-    or all have the same, has the advantage 0 throughout. Raises ValueError where a setting is unknown.
+    `baseline` group: the mean of the group (GRPO, arXiv 2402.03300); leave_one_out: that of the others (RLOO, arXiv
+    2402.14740). `scale`: the standard deviation, with Bessel's correction, of the group, of the batch, or none (Dr.
+    GRPO, arXiv 2503.20783): TRL's `scale_rewards`. `counts`: who counts in means and deviations (a reference that
+    joined the group need not); by default all. Where those that count are alike, the deviation is that of all.
 
-    >>> group_advantages([[1.0, 0.0, None], [5.0, 5.0]])
-    [[0.5, -0.5, 0.0], [0.0, 0.0]]
+    0 for a rollout without a reward, or with nobody to be compared to, and throughout a group without spread. Exact in
+    rational arithmetic before the division. Raises ValueError where a setting is unknown or a reward infinite.
+
+    >>> advantages([[1.0, 0.0, None]], scale="none")
+    [[0.5, -0.5, 0.0]]
     """
     if baseline not in get_args(Baseline) or scale not in get_args(Scale):
-        raise ValueError(f"unknown baseline {baseline!r} or scale {scale!r}")
-    counts = counted or [[True] * len(group) for group in rewards]
-    known = [
-        [value for value, counts_ in zip(group, flags, strict=True) if counts_ and value is not None]
-        for group, flags in zip(rewards, counts, strict=True)
-    ]
-    batch_std = _std([value for values in known for value in values])
+        raise ValueError(f"baseline is group or leave_one_out, scale group, batch or none: got {baseline!r}, {scale!r}")
+    rewards = [_known(group) for group in groups]
+    counted = [_counted(group, None if counts is None else counts[number]) for number, group in enumerate(rewards)]
+    of_batch = _deviation(_flat(counted), _flat(rewards)) if scale == "batch" else None
     found = []
-    for group, flags, values in zip(rewards, counts, known, strict=True):
-        divisor = {"group": _std(values) + STD_MIN, "batch": batch_std + STD_MIN, "none": 1.0}[scale]
-        row = [
-            0.0 if reward is None else _over_others(reward, values, counts_ and baseline == "leave_one_out") / divisor
-            for reward, counts_ in zip(group, flags, strict=True)
-        ]
-        found.append(row)
+    for group, marks in zip(rewards, counted, strict=True):
+        deviation = _deviation(marks, group) if scale == "group" else of_batch
+        divisor = 1.0 if deviation is None else deviation + EPSILON
+        found.append([above / divisor for above in _above(group, marks, baseline)])
     return found
 
 
-def _over_others(reward: float, values: Sequence[float], without_it: bool) -> float:
-    """Reward minus the mean of `values`; `without_it`: of which it is one, and is left out."""
-    if not values or (without_it and len(values) < 2):
-        return 0.0
-    if min(values) == max(values) == reward:  # a mean of equal values can miss them by a rounding
-        return 0.0
-    if without_it:
-        return (reward - fmean(values)) * len(values) / (len(values) - 1)
-    return reward - fmean(values)
+def has_spread(rewards: Rewards) -> bool:
+    """Whether the rewards of a group differ: without that, nothing can be learned from it."""
+    return len({reward for reward in _known(rewards) if reward is not None}) > 1
 
 
-def _std(values: Sequence[float]) -> float:
-    """Of n - 1; 0 of fewer than two values, and of equal ones."""
-    if len(values) < 2 or min(values) == max(values):
-        return 0.0
-    mean = fmean(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+def _known(rewards: Rewards) -> list[float | None]:
+    known = [None if reward is None or isnan(reward) else float(reward) for reward in rewards]
+    if any(reward is not None and isinf(reward) for reward in known):
+        raise ValueError(f"a reward is infinite: {known}")
+    return known
+
+
+def _counted(rewards: Rewards, counts: Sequence[bool] | None) -> list[float | None]:
+    """The rewards of those that count, None in the place of the others."""
+    if counts is None:
+        return list(rewards)
+    return [reward if counted else None for reward, counted in zip(rewards, counts, strict=True)]
+
+
+def _above(rewards: Rewards, counted: Rewards, baseline: Baseline) -> list[float]:
+    """Of each reward what it is above its baseline."""
+    found = []
+    for index, reward in enumerate(rewards):
+        left_out = index if baseline == "leave_one_out" else None
+        others = [other for place, other in enumerate(counted) if other is not None and place != left_out]
+        found.append(0.0 if reward is None or not others else reward - mean(others))
+    return found
+
+
+def _deviation(counted: Rewards, rewards: Rewards) -> float:
+    """0 where nothing differs."""
+    for group in (counted, rewards):
+        known = [reward for reward in group if reward is not None]
+        if len(known) > 1 and (found := stdev(known)) > 0:
+            return found
+    return 0.0
+
+
+def _flat(groups: Sequence[Rewards]) -> list[float | None]:
+    return [reward for group in groups for reward in group]

@@ -11,9 +11,9 @@ from typing import Any
 
 from rlspeech.config import RlbrConfig
 from rlspeech.data.mixing import batch_of_step
-from rlspeech.engines.batches import make_batches, reference_rollouts, with_advantages
+from rlspeech.engines.batches import make_batches, reference_rollouts
 from rlspeech.engines.build import build
-from rlspeech.engines.old_policy import with_old_logprobs, with_reference_logprobs
+from rlspeech.engines.reply_logprobs import with_advantages, with_logprobs
 from rlspeech.engines.reward_host import RewardHost
 from rlspeech.errors import UserError
 from rlspeech.plugins import load_class
@@ -48,7 +48,7 @@ def _loss(config: RlbrConfig) -> Any:
     """Raises UserError where the loss knows no advantages, or a setting of the groups cannot act."""
     loss = load_class("losses", config.loss, "Loss", config.loss_options)
     if not hasattr(loss, "advantages_of"):
-        raise UserError(f"loss = {config.loss!r}: knows no advantages (advantages_of, shares_of), as grpo does")
+        raise UserError(f"loss = {config.loss!r}: knows no advantages (advantages_of, shares, idle), as grpo does")
     members = config.sampling.n + (config.groups.reference == "extra")
     if members < 2:
         raise UserError(f"sampling.n = {config.sampling.n}: a reply alone has nothing to be compared with")
@@ -57,11 +57,12 @@ def _loss(config: RlbrConfig) -> Any:
 
 def _learn(config: RlbrConfig, folder: RunDir, loss: Any, rewards: RewardHost, lists: Lists, start: str) -> None:
     use_threads(config.threads, config.seed)
-    keeps = getattr(loss, "needs_reference", False)
-    with build(config, start, lora=lora_settings(config.lora), keeps_start=keeps) as engines:
+    with build(config, start, lora=lora_settings(config.lora)) as engines:
         longest, student = config.sampling.max_tokens, engines.student
         train = lists.begin(student, reply_tokens=longest)
         tests = {name: hear(student, found, reply_tokens=longest) for name, found in lists.tests().items()}
+        if loss.kl_beta:
+            engines.learner.keep_reference()
         if config.engines.rollouts == "vllm":
             check_lengths([*train, *(heard for test in tests.values() for heard in test)], longest, config.vllm)
         held_out = HeldOutWords(tests, max_tokens=longest)
@@ -84,11 +85,13 @@ class Reinforcement(OnPolicy):
         prepared = super().prepare(step)
         learner, batches = self.engines.learner, prepared.batches
         temperature = self.config.sampling.temperature
-        if self.config.updates > 1:
-            batches = with_old_logprobs(learner, batches, temperature=temperature)
-        if getattr(self.loss, "needs_reference", False):
-            batches = with_reference_logprobs(learner, batches, temperature=temperature)
-        return replace(prepared, batches=batches, updates=self.config.updates)
+        old = learner.logprobs(batches, temperature=temperature) if self.config.updates > 1 else None
+        kept = learner.logprobs(batches, temperature=temperature, reference=True) if self.loss.kl_beta else None
+        return replace(
+            prepared,
+            batches=with_logprobs(batches, old=old, reference=kept),
+            updates=self.config.updates if prepared.updates else 0,
+        )
 
     def sample(self, step: int) -> Prepared:
         config = self.config
@@ -97,25 +100,22 @@ class Reinforcement(OnPolicy):
         members = [one for group in groups for one in group.members]
         rollouts = [one.rollout for one in members]
         lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
-        values = self.loss.advantages_of(
-            [[one.reward for one in group.members] for group in groups],
-            lengths,
-            counted=[self._counted(group) for group in groups],
-            max_tokens=config.sampling.max_tokens,
-        )
+        rewards = [[one.reward for one in group.members] for group in groups]
+        values = self.loss.advantages_of(rewards, [self._counted(group) for group in groups])
         advantages = [value for found in values for value in found]
         batches = make_batches(
             self.engines.student,
             rollouts,
             micro_batch=config.optim.micro_batch,
             micro_batch_tokens=config.optim.micro_batch_tokens,
-            shares=self.loss.shares_of(lengths),
+            shares=self.loss.shares(lengths),
             ranks=self.engines.learner.ranks,
         )
         metrics |= group_metrics(groups, values)
         metrics |= {"time/sync_s": self.sync_s, "time/groups_s": time.monotonic() - started_s}
         look = partial(self._look, step, members, advantages)
-        return Prepared(with_advantages(batches, advantages), metrics, look)
+        batches = with_advantages(batches, advantages, idle=self.loss.idle(lengths, config.sampling.max_tokens))
+        return Prepared(batches, metrics, look, updates=int(self.loss.can_learn(values)))
 
     def _counted(self, group: Group) -> list[bool]:
         """Who counts in the group's mean and standard deviation."""

@@ -26,7 +26,7 @@ class Prepared:
     batches: Sequence[TokenBatch]
     metrics: Mapping[str, float]
     look: Callable[[Learned], Mapping[str, float]] = lambda learned: {}
-    updates: int = 1  # steps of the optimizer on these batches
+    updates: int = 1  # steps of the optimizer on these batches; 0: there is nothing to learn from
 
 
 @contextmanager
@@ -112,6 +112,8 @@ def _steps(
             started_s = time.monotonic()
             prepared = prepare(step)
             ready_s = time.monotonic()
+            if not prepared.updates:
+                learned = learner.evaluate(prepared.batches, loss, temperature=temperature)
             for _ in range(prepared.updates):
                 learned = learner.step(prepared.batches, loss, temperature=temperature)
             ended_s = time.monotonic()
