@@ -61,7 +61,7 @@ def _learn(config: RlbrConfig, folder: RunDir, loss: Any, rewards: RewardHost, l
         longest, student = config.sampling.max_tokens, engines.student
         train = lists.begin(student, reply_tokens=longest)
         tests = {name: hear(student, found, reply_tokens=longest) for name, found in lists.tests().items()}
-        if loss.kl_beta:
+        if getattr(loss, "kl_beta", 0):
             engines.learner.keep_reference()
         if config.engines.rollouts == "vllm":
             check_lengths([*train, *(heard for test in tests.values() for heard in test)], longest, config.vllm)
@@ -86,7 +86,11 @@ class Reinforcement(OnPolicy):
         learner, batches = self.engines.learner, prepared.batches
         temperature = self.config.sampling.temperature
         old = learner.logprobs(batches, temperature=temperature) if self.config.updates > 1 else None
-        kept = learner.logprobs(batches, temperature=temperature, reference=True) if self.loss.kl_beta else None
+        kept = (
+            learner.logprobs(batches, temperature=temperature, reference=True)
+            if getattr(self.loss, "kl_beta", 0)
+            else None
+        )
         return replace(
             prepared,
             batches=with_logprobs(batches, old=old, reference=kept),
