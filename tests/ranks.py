@@ -20,8 +20,10 @@ from rlspeech.engines.cluster import Cluster, Worker
 from rlspeech.engines.learner_torch import TorchLearner, learnable
 from rlspeech.engines.loading import StudentPlace
 from rlspeech.engines.measure import PLAIN, Objective
+from rlspeech.engines.reply_logprobs import with_advantages, with_logprobs
 from rlspeech.engines.teacher_written import unscored, with_cross_entropy
 from rlspeech.losses.cross_entropy import Loss
+from rlspeech.losses.grpo import Loss as Grpo
 from rlspeech.losses.reverse_kl import Loss as ReverseKl
 from rlspeech.protocols import Learned, Learner, Student
 from rlspeech.types import Rollout, Sample, Scored, TokenBatch, Waveform
@@ -51,6 +53,7 @@ class Case:
     objective: Objective = PLAIN
     sampled: bool = False  # the replies carry log-probs as if a sampler had written them
     mixed: bool = False  # some replies are the teacher's own; all but two are scored, and learned by reverse KL
+    rewarded: Grpo | None = None  # two replies to an audio are a group; some are references; every step is on one batch
     restore: Path | None = None  # a state to begin with
     save: Path | None = None  # where the state goes in the end
     export: Path | None = None  # where the model goes in the end
@@ -65,6 +68,7 @@ class Outcome:
     learned: list[Learned]
     weights: dict[str, torch.Tensor]  # published, of what learns
     evaluated: Learned
+    logprobs: list[dict[int, list[float]]]  # where rewarded: before the steps, after them, and of the reference then
     moved: dict[str, float]  # largest change of each parameter that learns (of a torch learner alone)
 
     @property
@@ -111,6 +115,8 @@ def rollouts_of(
 def batches_of(case: Case, student: Student, ranks: int = 1) -> list[TokenBatch]:
     if case.mixed:
         return mixed_batches(case, student, ranks)
+    if case.rewarded:
+        return rewarded_batches(case, case.rewarded, student, ranks)
     rollouts = rollouts_of(student, case.silent, sampled=case.sampled, longest_s=case.longest_s)
     return make_batches(student, rollouts, micro_batch=case.micro_batch, ranks=ranks)
 
@@ -126,6 +132,18 @@ def mixed_batches(case: Case, student: Student, ranks: int = 1) -> list[TokenBat
         student, made, micro_batch=case.micro_batch, scored=[*scores, *unscored(scores, alone)], ranks=ranks
     )
     return with_cross_entropy(batches, made, weight=0.5)
+
+
+def rewarded_batches(case: Case, loss: Grpo, student: Student, ranks: int = 1) -> list[TokenBatch]:
+    """Of audios 0 and 3 the second reply is the reference, which no sampler wrote."""
+    rollouts = rollouts_of(student, case.silent, sampled=True)
+    for index in (1, 7):
+        completion = replace(rollouts[index].completion, logprobs=())
+        rollouts[index] = replace(rollouts[index], completion=completion, origin="reference")
+    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+    made = make_batches(student, rollouts, micro_batch=case.micro_batch, shares=loss.shares(lengths), ranks=ranks)
+    groups = loss.advantages_of([[-3.0, 0.0], [-1.0, -2.0], [-1.0, -1.0], [-5.0, 0.0], [0.0, None]])
+    return with_advantages(made, [one for group in groups for one in group], idle=loss.idle(lengths, 16))
 
 
 def as_teachers(rollout: Rollout) -> Rollout:
@@ -145,14 +163,22 @@ def topk_of(rollout: Rollout, seed: int) -> Scored:
 def outcome_of(case: Case, learner: Learner, batches: Sequence[TokenBatch]) -> Outcome:
     if case.restore:
         learner.restore(case.restore)
-    loss = ReverseKl() if case.mixed else Loss()
+    loss = case.rewarded or (ReverseKl() if case.mixed else Loss())
+    logprobs = []
+    if case.rewarded:
+        learner.keep_reference()
+        logprobs.append(learner.logprobs(batches, temperature=case.temperature))
+        batches = with_logprobs(batches, old=logprobs[0], reference=logprobs[0])
     learned = [learner.step(batches, loss, temperature=case.temperature) for _ in range(case.steps)]
+    if case.rewarded:
+        for reference in (False, True):
+            logprobs.append(learner.logprobs(batches, temperature=case.temperature, reference=reference))
     weights = {name: value.clone() for name, value in learner.weights()}
     if case.save:
         learner.save(case.save)
     if case.export:
         learner.export(case.export)
-    return Outcome(learned, weights, learner.evaluate(batches, loss), {})
+    return Outcome(learned, weights, learner.evaluate(batches, loss), logprobs, {})
 
 
 def in_one_process(case: Case) -> Outcome:

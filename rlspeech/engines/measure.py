@@ -138,7 +138,7 @@ def _sampler_gap(policy: Policy, batch: TokenBatch, importance: ImportanceConfig
     if ours_N is None:
         with torch.no_grad():
             ours_N = token_logprobs(policy.hidden, policy.head, batch.targets, temperature=policy.temperature)
-    gap_N = batch.sampler_logprobs - ours_N
+    gap_N = (batch.sampler_logprobs - ours_N).masked_fill(batch.rollout < 0, torch.nan)  # of nobody: not sampled
     found.metrics["kl/sampler_learner_nats"] = gap_N
     found.largest["kl/sampler_learner_max_nats"] = _largest(gap_N.abs())
     if importance is None or importance.level == "off":
@@ -151,7 +151,7 @@ def _sampler_gap(policy: Policy, batch: TokenBatch, importance: ImportanceConfig
         mode=importance.mode,
         cap=importance.cap,
     )
-    unknown_N = batch.sampler_logprobs.isnan()
+    unknown_N = gap_N.isnan()
     found.metrics["importance/truncated_share"] = made.truncated.masked_fill(unknown_N, torch.nan)
     found.metrics["importance/mean_weight"] = made.weights.masked_fill(unknown_N, torch.nan)
     found.largest["importance/max_ratio"] = _largest(made.ratio.masked_fill(unknown_N, torch.nan))
