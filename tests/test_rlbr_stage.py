@@ -1,0 +1,117 @@
+"""`rlspeech rlbr` from its recipe to its checkpoint, with small models: groups, lists, rewards, records, resuming."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlspeech.cli import main
+from rlspeech.config import SynthConfig
+from rlspeech.stages import synth
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("calls")
+    synth.run(SynthConfig(synth="calls", out=out, sets={"train": 8, "test": 4}, noise_share=0))
+    return out
+
+
+def arguments(calls: Path, student: Path, run_dir: Path, *more: str) -> list[str]:
+    data = [f"--data.train={calls}/train.jsonl", f"--data.tests.test={calls}/test.jsonl", "--quiet", "--threads=1"]
+    few = ["--optim.steps=2", "--optim.batch=2", "--sampling.n=3", "--sampling.max-tokens=24", "--held-out.samples=2"]
+    return ["rlbr", "tiny/rlbr", f"--student={student}", f"--run-dir={run_dir}", *data, *few, *more]
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_run_learns_from_groups_with_the_reference_and_tells_of_them(calls, small_student, tmp_path) -> None:
+    run = tmp_path / "run"
+    assert main(arguments(calls, small_student, run)) == 0
+    rows = lines(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert "held_out/test_10_b_wer" in rows[0]
+    for row in rows[1:]:
+        assert row["groups/reference_share"] == 1
+        assert row["groups/reference_best_share"] == 1  # a random model never writes the transcript
+        assert row["groups/reference_advantage"] > 0
+        assert row["reward/biasing"] == row["reward/sum"] < 0
+        assert row["train/ratio"] == pytest.approx(1)
+        assert row["kl/sampler_learner_max_nats"] < 1e-3
+    recorded = lines(run / "rollouts.jsonl")
+    assert [row["origin"] for row in recorded[:4]] == ["sampled", "sampled", "sampled", "reference"]
+    assert recorded[3]["reply"] == recorded[3]["reference"]
+    assert recorded[3]["reward"] == 0
+    assert recorded[3]["finish"] == "stop"
+    for first, *others in (recorded[start : start + 4] for start in range(0, len(recorded), 4)):
+        assert all(row["biasing_words"] == first["biasing_words"] for row in others)  # one list a group
+        assert sum(row["advantage"] for row in (first, *others)) == pytest.approx(0, abs=1e-3)
+    assert recorded[0]["biasing_words"] != recorded[8]["biasing_words"]
+    assert (run / "checkpoint" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("mode", ["off", "replace_worst", "replace_duplicate"])
+def test_every_way_of_joining_is_a_setting(mode: str, calls, small_student, tmp_path) -> None:
+    run = tmp_path / "run"
+    assert main(arguments(calls, small_student, run, f"--groups.reference={mode}", "--optim.steps=1")) == 0
+    told = lines(run / "metrics.jsonl")[1]
+    assert told["groups/reference_share"] == {"off": 0, "replace_worst": 1, "replace_duplicate": 0}[mode]
+    origins = [row["origin"] for row in lines(run / "rollouts.jsonl")]
+    assert len(origins) == 6
+    assert origins.count("reference") == (2 if mode == "replace_worst" else 0)
+
+
+def test_several_updates_hold_on_to_the_policies_before_them(calls, small_student, tmp_path) -> None:
+    """The first update of a step has the ratio 1; with the starting policy as a reference its divergence grows from 0."""
+    run = tmp_path / "run"
+    more = ["--updates=2", "--loss-options.kl_beta=0.1", "--optim.lr=1e-3", "--optim.warmup-steps=0"]
+    assert main(arguments(calls, small_student, run, *more)) == 0
+    first, second = lines(run / "metrics.jsonl")[1:]
+    assert first["train/ratio"] != pytest.approx(1, abs=1e-5)  # as the second update found it
+    assert first["kl/sampler_learner_max_nats"] < 1e-3  # the learner before its updates, all the same
+    assert 0 < first["kl/train_nats"] < second["kl/train_nats"]
+
+
+def test_the_best_and_the_worst_of_more_replies_are_kept(calls, small_student, tmp_path) -> None:
+    run = tmp_path / "run"
+    assert main(arguments(calls, small_student, run, "--groups.oversample=2", "--optim.steps=1")) == 0
+    assert len(lines(run / "rollouts.jsonl")) == 2 * (3 + 1)
+
+
+def test_a_run_that_was_cut_off_ends_as_an_uncut_one(calls, small_student, tmp_path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    every = ["--checkpoints.every-steps=1", "--optim.steps=3"]
+    assert main(arguments(calls, small_student, whole, *every)) == 0
+    assert main(arguments(calls, small_student, cut, *every)) == 0
+    (cut / "done.json").unlink()
+    for state in (cut / "state").iterdir():
+        if state.name != "1" and not state.name.endswith("00001"):
+            for file in state.iterdir():
+                file.unlink()
+            state.rmdir()
+    assert main(arguments(calls, small_student, cut, *every, "--resume")) == 0
+    ours, theirs = lines(cut / "rollouts.jsonl"), lines(whole / "rollouts.jsonl")
+    assert ours == theirs
+    last = [row["train/loss"] for row in lines(cut / "metrics.jsonl")[1:]]
+    assert last == pytest.approx([row["train/loss"] for row in lines(whole / "metrics.jsonl")[1:]], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("--loss=k1", "loss = 'k1': knows no advantages (advantages_of, shares, idle), as grpo does"),
+        ("--rewards={}", "rewards is empty: name one, such as [rewards.biasing]"),
+        ("--lists.options={seed = 1}", "lists.options.seed: comes from seed; leave it out of the options"),
+        ("--engines.teacher=vllm", "this stage has no teacher"),
+        ("--lists.synth=exchanges", "draws no lists (a method draw), as bias_words does"),
+    ],
+)
+def test_bad_settings_are_one_line(given: str, line: str, calls, small_student, tmp_path, capsys) -> None:
+    assert main(arguments(calls, small_student, tmp_path / "run", given)) == 2
+    told = capsys.readouterr().err.strip()
+    assert line in told
+    assert "\n" not in told
+    assert not (tmp_path / "run").exists()
