@@ -103,14 +103,19 @@ def _run_stage(verb: str, argv: list[str]) -> None:
     argv = _joined(argv)
     parser = _parser(verb, argv)
     given, unknown = parser.parse_known_args(argv)
-    overrides = {name: value for name, value in vars(given).items() if "/" not in name}
+    overrides = {
+        name: ",".join(value) if isinstance(value, list) else value
+        for name, value in vars(given).items()
+        if "/" not in name
+    }
     if unknown:
         _refuse(verb, unknown)
     _set_up_logs(getattr(given, "/verbosity"))
-    recipe, self_test = getattr(given, "/recipe"), getattr(given, "/self_test", False)
-    if VERBS[verb].word and recipe is not None:
-        overrides[str(VERBS[verb].word)], recipe = recipe, None
-    if recipe is None:
+    recipe, self_test = getattr(given, "/recipe", None), getattr(given, "/self_test", False)
+    if VERBS[verb].words:
+        told = {name: getattr(given, f"/{name}") for name in VERBS[verb].words}
+        overrides |= {name: word for name, word in told.items() if word is not None}
+    elif recipe is None:
         recipe = default_recipe(verb, overrides) or (ANY_PAIR if self_test else None)
     config = load(CONFIGS[verb], recipe, overrides)
     parameters = getattr(given, "/parameters", False)
@@ -202,7 +207,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(verb: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     """Flags of a verb. Names with "/" are ours, all others are settings; those that are not given are absent."""
     known = VERBS[verb]
-    word = known.word.upper() if known.word else "[RECIPE]"
+    word = " ".join(map(str.upper, known.words)) or "[RECIPE]"
     parser = _Parser(
         prog=f"rlspeech {verb}",
         usage=f"rlspeech {verb} {word} [--flags] [--dry-run]{' [--resume]' * known.resumes}"
@@ -215,10 +220,12 @@ def _parser(verb: str, argv: Sequence[str]) -> argparse.ArgumentParser:
         add_help=False,
     )
     ours = parser.add_argument_group("command")
-    text = f"the same as --{known.word}" if known.word else "TOML file, or the name of a recipe that ships"
+    text = "TOML file, or the name of a recipe that ships"
     if "student" in CONFIGS[verb].model_fields:
         text += f"; default: recipes/STUDENT/{verb}.toml"
-    ours.add_argument("/recipe", metavar=word.strip("[]"), nargs="?", default=None, help=text)
+    for name in known.words or ("recipe",):
+        said = f"the same as --{name}" if known.words else text
+        ours.add_argument(f"/{name}", metavar=name.upper(), nargs="?", default=None, help=said)
     ours.add_argument("-h", "--help", action="help", help="print this and stop")
     ours.add_argument("--dry-run", dest="/dry_run", action="store_true", default=False, help="print the plan, stop")
     if known.learns:
@@ -270,6 +277,8 @@ def _add_setting(group: Any, name: str, field: FieldInfo, argv: Sequence[str]) -
                 group.add_argument(flag, dest=flag.removeprefix("--"), help=argparse.SUPPRESS)
         return
     switch: dict[str, Any] = {"nargs": "?", "const": "true"} if kind == "true or false" else {}
+    if kind.startswith("list"):
+        switch = {"action": "append"}  # --hyps a.tsv --hyps b.tsv, or both with a comma
     metavar = METAVARS[kind.partition(" ")[0]]
     first, *others = _spellings(name)
     group.add_argument(first, dest=name, metavar=metavar, help=_help(field, kind), **switch)
@@ -339,7 +348,7 @@ def _refuse(verb: str, unknown: Sequence[str]) -> NoReturn:
     """The one line about arguments that are no flag of a verb."""
     flag = next((word for word in unknown if word.startswith("-")), None)
     if flag is None:
-        raise UserError(f"{verb}: one {VERBS[verb].word or 'recipe'} at most, got also {unknown[0]}")
+        raise UserError(f"{verb}: one {' and '.join(VERBS[verb].words) or 'recipe'} at most, got also {unknown[0]}")
     name = flag.partition("=")[0]
     plain = name.lstrip("-").replace("-", "_")
     others = [verb for verb, config in CONFIGS.items() if plain in dict(settings_of(config))]

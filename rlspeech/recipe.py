@@ -24,6 +24,7 @@ from rlspeech.config import (
     SftConfig,
     SynthConfig,
 )
+from rlspeech.config_rewards import RewardTryConfig, ScoreConfig
 from rlspeech.errors import UserError, did_you_mean
 from rlspeech.plugins import shipped
 
@@ -41,6 +42,8 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "parity": ParityConfig,
     "serve": ServeConfig,
     "convert": ConvertConfig,
+    "score": ScoreConfig,
+    "reward": RewardTryConfig,
 }
 NONE = "none"  # TOML has no null; this word is None wherever a setting may be None
 

@@ -117,14 +117,7 @@ class RunDir:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes beside and renames: a reader sees the old file or the new one, whole."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
+        write_text(self.path / name, text)
 
     def read_json(self, name: str) -> Any | None:
         """The value of a file of `write_json`, or None where there is none."""
@@ -365,3 +358,22 @@ def _revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes beside and renames: a reader sees the old file or the new one, whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, target)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """As `write_text`. NaN and infinities become null. Raises UserError where the file cannot be written."""
+    try:
+        write_text(target, json.dumps(_plain(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{target}: {error.strerror}; choose another file") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Verb:
     """`learns`: --dry-run tells memory and what is missing. `resumes`, `self_tests`: there is that flag.
 
-    `word`: the setting that the word behind the verb gives; None: that word is a recipe.
+    `words`: the settings that the words behind the verb give; none: that word is a recipe.
     """
 
     summary: str
@@ -16,7 +16,7 @@ class Verb:
     learns: bool = False
     resumes: bool = False
     self_tests: bool = False
-    word: str | None = None
+    words: tuple[str, ...] = ()
 
 
 VERBS = {
@@ -124,9 +124,35 @@ VERBS = {
             "rlspeech convert Phi-4-multimodal-instruct --to native --out phi4mm-native",
             "rlspeech convert runs/phi4mm/sft --to apart --base phi4mm-native --out phi4mm-sft",
         ),
-        word="model",
+        words=("model",),
     ),
 }
+SCORING = {
+    "score": Verb(
+        "word errors of transcripts, those of rare words apart",
+        "`score biasing` compares transcripts with references: WER, U-WER (of words that are not rare) and B-WER (of "
+        "those that are), as Le et al., Interspeech 2021, and how many of the listed words and phrases are found. It "
+        "reads the LibriSpeech biasing files as they are: id, text, JSON list of rare words, JSON list of biasing "
+        "words, a tab between; hypotheses are id and text.",
+        (
+            "rlspeech score biasing --refs test-clean.biasing_100.tsv --hyps mine.tsv",
+            "rlspeech score biasing --refs refs.tsv --hyps a.tsv --hyps b.tsv --normalise english --out scores.json",
+        ),
+        words=("what",),
+    ),
+    "reward": Verb(
+        "a reward over recorded rollouts, before any GPU is spent on it",
+        "`reward try FILE` runs a reward (a shipped name, or path.py[:Class or function]) over the rollouts.jsonl of a "
+        "run, in a process of its own as training does, and prints how its values spread: over all replies and within "
+        "groups, and the best and the worst replies.",
+        (
+            "rlspeech reward try biasing --on runs/tiny-calls/rlbr/rollouts.jsonl",
+            "rlspeech reward try mine.py:my_reward --on runs/tiny-calls/rlbr/rollouts.jsonl --timeout-s 5",
+        ),
+        words=("what", "reward"),
+    ),
+}
+VERBS |= SCORING
 TOOLS = {
     "doctor": "what is installed, which devices there are, and what each stage could do here",
     "plan": "models, data, memory of a learning verb, and what is missing here: `rlspeech plan VERB [RECIPE]`",

@@ -65,7 +65,7 @@ def test_every_way_of_joining_is_a_setting(mode: str, calls, small_student, tmp_
 
 
 def test_several_updates_hold_on_to_the_policies_before_them(calls, small_student, tmp_path) -> None:
-    """The first update of a step has the ratio 1; with the starting policy as a reference its divergence grows from 0."""
+    """The gap to the sampler is that of the learner before its updates; the divergence from the start grows."""
     run = tmp_path / "run"
     more = ["--updates=2", "--loss-options.kl_beta=0.1", "--optim.lr=1e-3", "--optim.warmup-steps=0"]
     assert main(arguments(calls, small_student, run, *more)) == 0

@@ -9,7 +9,6 @@ import hashlib
 import inspect
 import json
 import logging
-import os
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from rlspeech.data.rows import recording_of, rows_of
 from rlspeech.embedded.espeak import render
 from rlspeech.errors import UserError
 from rlspeech.plugins import load_class
+from rlspeech.run_dir import write_text
 from rlspeech.stages.progress import Ticker, progress
 from rlspeech.types import Audio, Sample
 
@@ -111,7 +111,7 @@ def _render_set(config: SynthConfig, name: str, synth: Synth) -> None:
     with progress(f"synth {name}", config.sets[name]) as tick:
         spoken = list(_spoken(config, name, synth, tick))
     made_from = json.dumps(settings_of(config, name, synth), indent=1)
-    _write_text(config.out / f"{name}.synth.json", made_from + "\n")
+    write_text(config.out / f"{name}.synth.json", made_from + "\n")
     rows = [row | {"duration_s": round(audio.duration_s(Audio(row["audio"])), 4)} for row in rows_of(spoken)]
     manifest.write(path, rows)  # last: with it the set is whole
     minutes = sum(row["duration_s"] for row in rows) / 60
@@ -147,9 +147,3 @@ def _check_recording(recording: str, samples: Sequence[Sample], done: set[str]) 
         raise UserError(f"synth: sample {samples[0].id!r} has no turns to speak")
     if any((sample.turns, sample.transcript) != (samples[0].turns, samples[0].transcript) for sample in samples):
         raise UserError(f"synth: the samples of recording {recording!r} differ in what is said")
-
-
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
