@@ -97,6 +97,7 @@ def test_settings_that_cannot_act_together_are_refused(small_student, small_teac
     for more, expected in (
         (["--loss=k1", "--sampling.temperature=0.7"], "wants temperature 1 and top_p 1"),
         (["--loss=cross_entropy"], "leaves the teacher out"),
+        (["--loss=grpo"], "learns from rewards and leaves the teacher out"),
         (["--data.kinds=not_said"], "have none in common"),
         (["--sampling.temperature=0"], "sampling.temperature"),
     ):

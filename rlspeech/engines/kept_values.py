@@ -1,8 +1,8 @@
 """What a learner had learned when it was asked to keep it: the reference policy of a KL term.
 
 A model with its adapters switched off is not that policy where the projector learns too, or where the adapter is the
-model's own (Phi-4-multimodal hears by it): so the values of all that learns are kept, in the host's memory, and put in
-the place of the present ones while the reference is asked.
+model's own (Phi-4-multimodal hears by it). So the values of all that learns are kept, by every rank in its host's
+memory, and put in the place of the present ones while the reference is asked.
 """
 
 from __future__ import annotations

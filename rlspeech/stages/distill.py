@@ -71,6 +71,8 @@ def _loss(config: DistillConfig) -> Loss:
     """Raises UserError where the loss cannot act with the other settings."""
     if config.loss == "cross_entropy":
         raise UserError("loss = 'cross_entropy': learns from references and leaves the teacher out; it belongs to sft")
+    if config.loss == "grpo":
+        raise UserError("loss = 'grpo': learns from rewards and leaves the teacher out; it belongs to rlbr")
     if config.loss == "k1" and (config.sampling.temperature, config.sampling.top_p) != (1, 1):
         raise UserError("loss = 'k1': compares the log-probs of samples, so sampling wants temperature 1 and top_p 1")
     loss = load_class("losses", config.loss, "Loss", config.loss_options)
