@@ -15,7 +15,7 @@ SYSTEMS = ["b1.rnnt_baseline", "s1.b1+db-rnnt.biasing_100", "s4.s3+nnlm.biasing_
 
 
 def plainly(reference: Sequence[str], hypothesis: Sequence[str], rare: Collection[str]) -> BiasedEdits:
-    """Single rare words, by a table of costs and a walk back through it: substitution, then insertion, then deletion."""
+    """Single rare words, by a table of costs and a walk back through it."""
     cost = [[3 * (i + j) for j in range(len(hypothesis) + 1)] for i in range(len(reference) + 1)]
     for i, said in enumerate(reference, 1):
         for j, heard in enumerate(hypothesis, 1):
@@ -56,7 +56,7 @@ def test_a_plain_scorer_counts_the_same() -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_published_counts_come_out_to_the_last_one(system: str, shared: Path, capsys, tmp_path: Path) -> None:
-    data = shared / "librispeech_biasing"
+    data = shared / "data" / "librispeech_biasing"
     hyps, out = data / f"hyp/test-clean.{system}.tsv", tmp_path / "scores.json"
     refs = data / "ref/test-clean.biasing_100.tsv"
     assert main(["score", "biasing", f"--refs={refs}", f"--hyps={hyps}", f"--out={out}"]) == 0
@@ -89,9 +89,8 @@ def test_counts_by_hand(reference: str, hypothesis: str, rare: list[str], others
 
 def test_characters_have_the_side_of_their_word() -> None:
     (found,) = biased_edits([["call", "ann"]], [["cal", "anna"]], [[("ann",)]], unit="characters")
-    assert found.unbiased == Edits(0, 0, 1, 4)
-    assert found.biased == Edits(0, 0, 0, 3)  # "anna" is no rare word, so its last letter is not
-    assert found.total == Edits(0, 1, 1, 7) or found.total.errors == 2
+    assert found.unbiased == Edits(0, 1, 1, 4)  # "anna" is no rare word, so its last letter is not
+    assert found.biased == Edits(0, 0, 0, 3)
 
 
 def test_a_text_is_not_taken_for_its_words() -> None:
@@ -160,7 +159,7 @@ def test_lenient_leaves_out_what_has_no_transcript(files, capsys) -> None:
     [
         ("Große Bären!", "grosse bären", 1),
         ("नमस्ते, दुनिया!", "नमस्ते दुनिया", 0),
-        ("你好，世界", "你好世间", 1),
+        ("你好，世界", "你好世间", 1),  # noqa: RUF001
         ("สวัสดี", "สวัสดี", 0),
     ],
 )

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import regex
 
-from rlspeech.maths.text import is_spaced
+from rlspeech.maths.text import NO_SPACES, is_spaced
 
 # A star that opens has no word before it and no space behind it; one that closes the other way round; no star between.
-_MARKED = regex.compile(r"(?<![\w*])\*(?=[^\s*])([^*\n]*?[^\s*])\*(?![\w*])")
+_BESIDE = rf"(?V1)[\w*--[{NO_SPACES}]]"
+_MARKED = regex.compile(rf"(?<!{_BESIDE})\*(?=[^\s*])([^*\n]*?[^\s*])\*(?!{_BESIDE})")
 _EDGE = r"[\p{L}\p{N}\p{M}_]"
 
 

@@ -12,10 +12,10 @@ import regex
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 _ENGLISH = EnglishTextNormalizer({})
-_NO_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_CHARACTER = rf"[{_NO_SPACES}]\p{{M}}*"
-_NORMALISED_WORD = regex.compile(rf"{_CHARACTER}|[^\s{_NO_SPACES}]+")
-_LETTER = rf"(?![{_NO_SPACES}])[\p{{L}}\p{{N}}]\p{{M}}*"
+NO_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_CHARACTER = rf"[{NO_SPACES}]\p{{M}}*"
+_NORMALISED_WORD = regex.compile(rf"{_CHARACTER}|[^\s{NO_SPACES}]+")
+_LETTER = rf"(?![{NO_SPACES}])[\p{{L}}\p{{N}}]\p{{M}}*"
 _RAW_WORD = regex.compile(rf"{_CHARACTER}|(?:{_LETTER})+(?:'(?:{_LETTER})+)*")
 _OWN_MARK = regex.compile(r"(?V1)[\p{M}--\p{Script=Inherited}]")  # a mark of one script, not an accent or a variant
 _NOISE = regex.compile(r"(?:[\p{P}\p{S}\p{Cc}\p{Z}]\p{M}*)+")
@@ -65,7 +65,7 @@ def raw_words(text: str) -> list[str]:
 
 def is_spaced(text: str) -> bool:
     """False where the text has characters of a script that puts no spaces between words."""
-    return regex.search(rf"[{_NO_SPACES}]", text) is None
+    return regex.search(rf"[{NO_SPACES}]", text) is None
 
 
 def _lower(text: str) -> str:

@@ -115,8 +115,8 @@ def _show(
     console.print(", ".join(f"{q} % {value:.4g}" for q, value in told["quantiles"].items()))
     if told["groups"]:
         console.print(
-            f"{told['groups']} groups: {told['no_spread']} without spread, from which nothing is learned; mean deviation "
-            f"within a group {told['spread_within']:.4g}"
+            f"{told['groups']} groups: {told['no_spread']} without spread, from which nothing is learned; mean "
+            f"deviation within a group {told['spread_within']:.4g}"
         )
     console.print(_histogram([value for value in values if value is not None]))
     console.print(_extremes(recorded, values, config.show))
