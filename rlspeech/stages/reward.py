@@ -108,7 +108,8 @@ def _show(
     config: RewardTryConfig, recorded: Sequence[Recorded], values: Sequence[float | None], told: Mapping[str, Any]
 ) -> None:
     console = Console(highlight=False)
-    console.print(f"{config.reward} over {config.on}: {told['replies']} replies, {told['none']} without a value")
+    told_of = f"{told['replies']} replies, {told['none']} without a value"
+    console.print(f"{config.reward} over {config.on}: {told_of}", soft_wrap=True)
     if "mean" not in told:
         return
     console.print(f"mean {told['mean']:.4g}, standard deviation {told['std']:.4g}")

@@ -1,0 +1,152 @@
+"""Biasing lists: over ten thousand draws they are what was asked for."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlspeech.errors import UserError
+from rlspeech.maths.text import raw_words
+from rlspeech.plugins import load_class
+from rlspeech.types import Sample
+
+DRAWS = 10_000
+POOL = [
+    f"{a}{b}{c}" for a in ("kal", "bren", "tos", "vir") for b in "aeiou" for c in ("mik", "dan", "rov", "les", "tun")
+]
+SAMPLE = Sample("s1", "Transcribe.", reference="Call Kalamik and Ann Lee now.", rare_words=("Kalamik", "Ann Lee"))
+
+
+def lists(**options: Any) -> Any:
+    return load_class("data_synth", "bias_words", "Synth", options)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Sample]:
+    """Lists of 4 to 8 in 80 of 100 prompts, with rare words in 90 of 100 of those, 50 to 100 % of them."""
+    synth = lists(present=0.8, hit=0.9, size_low=4, size_high=8, share_low=0.5, share_high=1.0, hard=0.5)
+    return [synth.draw(SAMPLE, turn=turn, pool=POOL) for turn in range(DRAWS)]
+
+
+def test_lists_are_present_and_hit_as_often_as_asked(drawn) -> None:
+    present = [one for one in drawn if one.biasing_words]
+    hits = [one for one in present if set(one.biasing_words) & set(SAMPLE.rare_words)]
+    assert len(present) / DRAWS == pytest.approx(0.8, abs=0.015)
+    assert len(hits) / len(present) == pytest.approx(0.9, abs=0.015)
+
+
+def test_sizes_are_spread_evenly(drawn) -> None:
+    sizes = Counter(len(one.biasing_words) for one in drawn if one.biasing_words)
+    assert sorted(sizes) == [4, 5, 6, 7, 8]
+    expected = sizes.total() / 5
+    assert sum((count - expected) ** 2 / expected for count in sizes.values()) < 18.5  # chi-square, 4 degrees, 0.1 %
+
+
+def test_the_share_of_the_references_words_is_as_asked(drawn) -> None:
+    """Of two rare words, a share drawn from 0.5..1 is one word below 0.75 and both above."""
+    held = [len(set(one.biasing_words) & set(SAMPLE.rare_words)) for one in drawn if one.biasing_words]
+    both = held.count(2) / (held.count(1) + held.count(2))
+    assert both == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_place_in_the_list_tells_nothing(drawn) -> None:
+    places = Counter(
+        one.biasing_words.index("Kalamik")
+        for one in drawn
+        if len(one.biasing_words) == 8 and "Kalamik" in one.biasing_words
+    )
+    expected = places.total() / 8
+    assert sum((places[place] - expected) ** 2 / expected for place in range(8)) < 24.3  # 7 degrees, 0.1 %
+
+
+def test_half_of_the_distractors_are_spelled_alike(drawn) -> None:
+    """`kal...` are the near ones of Kalamik; drawn evenly they would be a quarter."""
+    near = [word.startswith("kal") for one in drawn for word in one.biasing_words if word in POOL]
+    plain = lists(present=1.0, size_low=8, size_high=8, hard=0.0)
+    even = [
+        word.startswith("kal")
+        for turn in range(2000)
+        for word in plain.draw(SAMPLE, turn=turn, pool=POOL).biasing_words
+    ]
+    assert sum(even) / len(even) < 0.3
+    assert sum(near) / len(near) > 0.4
+
+
+def test_nothing_that_is_said_is_a_distractor_and_nothing_comes_twice() -> None:
+    synth = lists(present=1.0, hit=0.0, size_low=30, size_high=30, hard=0.5)
+    pool = [*POOL, "now", "Call", "Ann", "kalamik", "ann lee", "lee now", "Annlee"]
+    for turn in range(300):
+        words = synth.draw(SAMPLE, turn=turn, pool=pool).biasing_words
+        assert len(set(words)) == len(words) == 30
+        assert not {"now", "Call", "Ann", "kalamik", "ann lee", "lee now"} & set(words)
+
+
+def test_a_draw_hangs_on_seed_turn_and_sample_alone() -> None:
+    synth, other = lists(size_low=9, size_high=9, present=1.0), lists(size_low=9, size_high=9, present=1.0, seed=1)
+    first = synth.draw(SAMPLE, turn="3.0", pool=POOL)
+    assert synth.draw(SAMPLE, turn="3.0", pool=POOL) == first
+    assert lists(size_low=9, size_high=9, present=1.0).draw(SAMPLE, turn="3.0", pool=POOL) == first
+    others = [
+        synth.draw(SAMPLE, turn="4.0", pool=POOL),
+        other.draw(SAMPLE, turn="3.0", pool=POOL),
+        synth.draw(replace(SAMPLE, id="s2"), turn="3.0", pool=POOL),
+    ]
+    assert all(one.biasing_words != first.biasing_words for one in others)
+
+
+def test_the_prompt_shows_the_list_with_marks_where_asked() -> None:
+    synth = lists(
+        size_low=2, size_high=2, present=1.0, hit=1.0, marks=True, separator="; ", with_list="{instruction} [{list}]"
+    )
+    one = synth.draw(SAMPLE, turn=0, pool=POOL)
+    assert one.instruction in ("Transcribe. [*Kalamik*; *Ann Lee*]", "Transcribe. [*Ann Lee*; *Kalamik*]")
+    assert one.reference == "Call *Kalamik* and *Ann Lee* now."
+    silent = lists(present=0.0).draw(SAMPLE, turn=0, pool=POOL)
+    assert (silent.instruction, silent.reference, silent.biasing_words) == ("Transcribe.", SAMPLE.reference, ())
+
+
+def test_rare_words_are_those_that_are_not_common(tmp_path: Path) -> None:
+    (tmp_path / "common.txt").write_text("call\nand\nnow\nkalamik\n")
+    plain = replace(SAMPLE, rare_words=())
+    assert lists(common=str(tmp_path / "common.txt")).rare_words(plain) == ("kalamik", "ann", "lee")[1:]
+    assert lists(common=str(tmp_path / "common.txt"), common_words=3).rare_words(plain) == ("kalamik", "ann", "lee")
+    assert lists().rare_words(plain) == ()
+
+
+def test_as_a_synthesiser_it_takes_words_of_the_samples_before(tmp_path: Path) -> None:
+    synth = lists(present=1.0, hit=0.0, size_low=2, size_high=2, hard=0.0, buffer=2)
+    rows = [Sample(f"{i}", "?", reference=f"w{i}", rare_words=(f"w{i}",)) for i in range(5)]
+    found = list(synth(rows))
+    assert found[0].biasing_words == ()
+    assert set(found[1].biasing_words) == {"w0"}
+    assert set(found[4].biasing_words) == {"w2", "w3"}  # the latest two
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"size_low": 3, "size_high": 2}, "size_low <= size_high <= 2000, got 3 and 2"),
+        ({"size_high": 2001}, "got 1 and 2001"),
+        ({"hit": 1.5}, "hit must be in 0..1, got 1.5"),
+        ({"common": "nowhere.txt"}, "common: no file nowhere.txt"),
+        ({"with_list": "{list}"}, "with_list must hold {instruction} and {list}"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line.replace(".", r"\.").replace("{", r"\{").replace("(", r"\(")):
+        lists(**options)
+
+
+def test_no_name_of_the_test_set_is_ever_learned() -> None:
+    sets = {
+        split: list(load_class("data_synth", "calls", "Synth", {"split": split, "count": 400})())
+        for split in ("train", "test")
+    }
+    names = {
+        split: {word for one in rows for word in raw_words(" ".join(one.rare_words))} for split, rows in sets.items()
+    }
+    assert not names["train"] & names["test"]
+    assert len(names["test"]) > 300
+    assert all(set(raw_words(" ".join(one.rare_words))) <= set(raw_words(one.reference)) for one in sets["train"])
