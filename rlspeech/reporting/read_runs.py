@@ -33,6 +33,8 @@ class Scores(Part):
 
     samples: int | None = None
     wer: float | None = None
+    u_wer: float | None = None
+    b_wer: float | None = None
     exact: float | None = None
     fuzzy: float | None = None
     repetition: float | None = None

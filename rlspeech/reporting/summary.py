@@ -36,6 +36,8 @@ class Row:
     cascade: float | None  # share of right answers of the teacher that reads the student's transcript
     teacher: float | None  # and of the teacher that reads the true one
     gap_closed: float | None
+    u_wer: float | None = None  # of words that are not rare, and of those that are: means over the sets that tell them
+    b_wer: float | None = None
     why_no_gap: str = ""  # why gap_closed is None
 
 
@@ -88,7 +90,7 @@ def print_table(summary: Summary, console: Console | None = None) -> None:
     title = escape(f"{summary.name}: held-out numbers")
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE)
     table.add_column("after", no_wrap=True)
-    columns = _columns(summary.sets)
+    columns = _columns(summary)
     for name, _ in columns:
         table.add_column(escape(name), justify="right")
     for row in summary.rows:
@@ -145,6 +147,8 @@ def _row(evaluation: Evaluation, first: Evaluation) -> Row:
         cascade=mean(_fuzzy(scores.cascade) for scores in sets.values()),
         teacher=mean(_fuzzy(scores.teacher) for scores in sets.values()),
         gap_closed=closed,
+        u_wer=mean(scores.u_wer for scores in students),
+        b_wer=mean(scores.b_wer for scores in students),
         why_no_gap=why,
     )
 
@@ -158,14 +162,17 @@ def _fuzzy(scores: Scores | None) -> float | None:
     return scores.fuzzy if scores else None
 
 
-def _columns(sets: Sequence[str]) -> list[tuple[str, Callable[[Row], str]]]:
+def _columns(summary: Summary) -> list[tuple[str, Callable[[Row], str]]]:
     def of(name: str) -> Callable[[Row], str]:
         return lambda row: percent(row.wer.get(name))
 
+    sets = summary.sets
     names = short_names(sets)
     errors: list[tuple[str, Any]] = [(f"WER {names[name]}", of(name)) for name in sets]
     if len(sets) > MOST_SETS:
         errors = [("WER mean", lambda row: percent(mean(row.wer.values())))]
+    if any(row.b_wer is not None for row in summary.rows):
+        errors += [("U-WER", lambda row: percent(row.u_wer)), ("B-WER", lambda row: percent(row.b_wer))]
     return [
         *errors,
         ("right", lambda row: percent(row.fuzzy)),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlspeech.reporting.read_runs import Job, Scores, SetScores
+from rlspeech.reporting.read_runs import Evaluation, Job, Scores, SetScores
 from rlspeech.reporting.summary import Summary, mean, percent, short_names
 
 NONE = "\N{EN DASH}"
@@ -62,18 +62,24 @@ MEASURES = (
     Measure("KL", "kl_nats", min, lambda value: f"{value:.3f}", "nats per token from the teacher, lower is better"),
     Measure("loops", "repetition", min, percent, "mean share of a reply that loops, lower is better"),
 )
+BIASING = (  # shown where rare words were measured
+    Measure("U-WER", "u_wer", min, percent, "word errors of the words that are not rare, lower is better"),
+    Measure("B-WER", "b_wer", min, percent, "word errors of the rare words, lower is better"),
+)
 GAP = ("gap closed", "share of the gap between teacher and student, in right answers, that is closed since the start")
 
 
 def held_out(job: Job, summary: Summary) -> Table:
     """A row for each evaluation, the best of each column marked, and the cascade and the teacher to hold it against."""
-    students = [_values(evaluation.results.sets, summary.sets, "student") for evaluation in job.evaluations]
-    best = [_best(measure, [row[i] for row in students]) for i, measure in enumerate(MEASURES * len(summary.sets))]
+    measures = _measures(job.evaluations)
+    students = [_values(measures, one.results.sets, summary.sets, "student") for one in job.evaluations]
+    best = [_best(measure, [row[i] for row in students]) for i, measure in enumerate(measures * len(summary.sets))]
     closed = [row.gap_closed for row in summary.rows]
     best_closed = max((value for value in closed if value is not None), default=None) if len(closed) > 1 else None
     lines = []
     for evaluation, row, values in zip(job.evaluations, summary.rows, students, strict=True):
-        cells = [_cell(value, top, index) for index, (value, top) in enumerate(zip(values, best, strict=True))]
+        each = zip(values, best, measures * len(summary.sets), strict=True)
+        cells = [_cell(value, top, measure) for value, top, measure in each]
         known = row.gap_closed is not None
         gap = (
             Cell(percent(row.gap_closed, 0), row.gap_closed == best_closed)
@@ -84,12 +90,12 @@ def held_out(job: Job, summary: Summary) -> Table:
     for role in ("cascade", "teacher"):
         having = [e for e in job.evaluations if any(getattr(s, role) for s in e.results.sets.values())]
         if having:
-            values = _values(having[-1].results.sets, summary.sets, role)
-            cells = [_cell(value, None, index) for index, value in enumerate(values)]
+            values = _values(measures, having[-1].results.sets, summary.sets, role)
+            cells = [_cell(v, None, m) for v, m in zip(values, measures * len(summary.sets), strict=True)]
             name = f"cascade (after {having[-1].after})" if role == "cascade" else role
             lines.append(Line(name, (*cells, Cell("")), reference=True))
-    columns = tuple((measure.name, measure.told) for _ in summary.sets for measure in MEASURES)
-    groups = tuple((name, len(MEASURES)) for name in summary.sets)
+    columns = tuple((measure.name, measure.told) for _ in summary.sets for measure in measures)
+    groups = tuple((name, len(measures)) for name in summary.sets)
     return Table((*columns, GAP), tuple(lines), (*groups, ("all sets", 1)))
 
 
@@ -117,7 +123,7 @@ def overview(summaries: Sequence[Summary]) -> Table:
             continue
         row = summary.rows[-1]
         values = (mean(row.wer.values()), row.fuzzy, row.exact, row.kl_nats, row.repetition)
-        cells = (_cell(value, None, index) for index, value in enumerate(values))
+        cells = (_cell(value, None, measure) for value, measure in zip(values, MEASURES, strict=True))
         gap = Cell(percent(row.gap_closed, 0) or NONE, told=row.why_no_gap)
         lines.append(Line(summary.name, (Cell(row.after), *cells, gap)))
     return Table(columns, tuple(lines))
@@ -146,9 +152,17 @@ def tiles(summary: Summary) -> list[Tile]:
     return [*shown, Tile("Gap closed", percent(last.gap_closed, 0) or NONE, "", told)]
 
 
-def _values(sets: Mapping[str, SetScores], names: Sequence[str], role: str) -> list[float | None]:
+def _measures(evaluations: Sequence[Evaluation]) -> tuple[Measure, ...]:
+    """Those of every run, and those of rare words where one was measured."""
+    students = [scores.student for evaluation in evaluations for scores in evaluation.results.sets.values()]
+    return (*MEASURES, *BIASING) if any(one.b_wer is not None for one in students) else MEASURES
+
+
+def _values(
+    measures: Sequence[Measure], sets: Mapping[str, SetScores], names: Sequence[str], role: str
+) -> list[float | None]:
     found: list[Scores | None] = [getattr(sets[name], role) if name in sets else None for name in names]
-    return [getattr(scores, measure.field) if scores else None for scores in found for measure in MEASURES]
+    return [getattr(scores, measure.field) if scores else None for scores in found for measure in measures]
 
 
 def _best(measure: Measure, column: Sequence[float | None]) -> float | None:
@@ -157,10 +171,10 @@ def _best(measure: Measure, column: Sequence[float | None]) -> float | None:
     return measure.better(known) if len(set(known)) > 1 else None
 
 
-def _cell(value: float | None, best: float | None, index: int) -> Cell:
+def _cell(value: float | None, best: float | None, measure: Measure) -> Cell:
     if value is None:
         return Cell(NONE, told="not measured")
-    return Cell(MEASURES[index % len(MEASURES)].text(value), best=value == best)
+    return Cell(measure.text(value), best=value == best)
 
 
 def _share(value: float | None) -> Cell:
