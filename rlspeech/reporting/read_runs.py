@@ -144,10 +144,12 @@ def verb_of(folder: Path) -> str | None:
 
 
 def _jobs(folder: Path, depth: int = DEEPEST) -> list[Job]:
-    """Stage folders named after their verbs are one job; others are jobs by themselves, as are folders of stages."""
+    """Stage folders named after their verbs, as sft and sft_calls, are one job; others are jobs by themselves, as are folders of stages."""
     children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
     verbs = {child: verb for child in children if (verb := verb_of(child)) is not None}
-    together = [child for child, verb in verbs.items() if child.name == verb or child.name.startswith(f"{verb}-")]
+    together = [
+        child for child, verb in verbs.items() if child.name == verb or child.name.startswith((f"{verb}-", f"{verb}_"))
+    ]
     jobs = [_job(folder, together)] if together else []
     for child in children:
         if child in verbs:
@@ -159,7 +161,7 @@ def _jobs(folder: Path, depth: int = DEEPEST) -> list[Job]:
 
 def _job(folder: Path, parts: Sequence[Path]) -> Job:
     stages = sorted((_stage(part) for part in parts if verb_of(part) != EVALUATE), key=_began)
-    places = [stage.verb for stage in stages]
+    places = [s.folder.name if s.folder.name.startswith(s.verb) else s.verb for s in stages]
     evaluations, unfinished = [], []
     for part in (part for part in parts if verb_of(part) == EVALUATE):
         found = read_json(part / "evaluation.json")
@@ -194,18 +196,24 @@ def _stage(folder: Path) -> Stage:
 
 
 def _began(stage: Stage) -> tuple[str, int, str]:
-    rank = ROAD.index(stage.verb) if stage.verb in ROAD else len(ROAD)
+    rank = _rank(stage.verb)
     return str(stage.environment.get("started", "")), rank, stage.folder.name
+
+
+def _rank(stage: str) -> int:
+    """Of a verb, or of a folder that is named after one."""
+    verb = stage.partition("_")[0]
+    return ROAD.index(verb) if verb in ROAD else len(ROAD)
 
 
 def _place(after: str, stages: Sequence[str]) -> tuple[int, int]:
     """Index of the stage that an evaluation follows, and its rank where that stage, or any, is not here."""
     if after == START:
         return -1, -1
-    rank = ROAD.index(after) if after in ROAD else len(ROAD)
+    rank = _rank(after)
     if after in stages:
         return len(stages) - 1 - stages[::-1].index(after), rank
-    earlier = [index for index, verb in enumerate(stages) if verb in ROAD[:rank] or rank == len(ROAD)]
+    earlier = [index for index, name in enumerate(stages) if _rank(name) < rank or rank == len(ROAD)]
     return max(earlier, default=-1), rank
 
 

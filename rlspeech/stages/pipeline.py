@@ -15,11 +15,14 @@ from rlspeech.stages.plan import check_can_run
 
 log = logging.getLogger(__name__)
 
+LEARNING = ("align", "sft", "distill", "rlbr")
+
 
 @dataclass(frozen=True)
 class Part:
-    """One learning stage of the job: its verb, settings, and folder."""
+    """One learning stage of the job: its name, which is its recipe's and its folder's, its verb and settings."""
 
+    name: str
     verb: str
     config: Stage
 
@@ -54,15 +57,17 @@ def read_parts(config: PipelineConfig) -> tuple[list[Part], list[SynthConfig]]:
         if verb == "synth":
             made.append(load(SynthConfig, recipe, {}))
             continue
-        if verb not in ("align", "sft", "distill"):
-            raise UserError(f"{recipe}: stage {verb!r} cannot be part of a pipeline; align, sft, distill and synth can")
-        if verb in [part.verb for part in parts]:
-            raise UserError(f"{recipe}: a second stage {verb!r}; a pipeline has one of each")
+        if verb not in LEARNING:
+            known = ", ".join(LEARNING)
+            raise UserError(f"{recipe}: stage {verb!r} cannot be part of a pipeline; {known} and synth can")
+        stage = recipe.stem
+        if stage in [part.name for part in parts]:
+            raise UserError(f"{recipe}: a second stage {stage!r}; their folders have the names of their recipes")
         settings = load(CONFIGS[verb], recipe, {})
         check_can_run(settings)
         start = {"student": str(parts[-1].checkpoint), "after": None} if parts else {}
-        update = {"run_dir": config.run_dir / verb, "seed": config.seed, **start}
-        parts.append(Part(verb, settings.model_copy(update=update)))
+        update = {"run_dir": config.run_dir / stage, "seed": config.seed, **start}
+        parts.append(Part(stage, verb, settings.model_copy(update=update)))
     if not parts:
         raise UserError("stages: names no stage that learns")
     if config.evaluate is not None:
@@ -75,10 +80,10 @@ def _run_parts(config: PipelineConfig, parts: Sequence[Part]) -> None:
     _evaluate(config, "start", parts[0].config.student, None)
     previous = "start"
     for part in parts:
-        log.info("== %s", part.verb)
+        log.info("== %s", part.name)
         importlib.import_module(f"rlspeech.stages.{part.verb}").run(part.config, resume=True)
-        _evaluate(config, part.verb, str(part.checkpoint), previous)
-        previous = part.verb
+        _evaluate(config, part.name, str(part.checkpoint), previous)
+        previous = part.name
 
 
 def _evaluate(config: PipelineConfig, after: str, student: str, previous: str | None) -> None:
