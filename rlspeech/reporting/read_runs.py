@@ -144,7 +144,7 @@ def verb_of(folder: Path) -> str | None:
 
 
 def _jobs(folder: Path, depth: int = DEEPEST) -> list[Job]:
-    """Stage folders named after their verbs, as sft and sft_calls, are one job; others are jobs by themselves, as are folders of stages."""
+    """Stage folders named after their verbs, as sft and sft_calls, are one job; others are jobs by themselves."""
     children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
     verbs = {child: verb for child in children if (verb := verb_of(child)) is not None}
     together = [
