@@ -6,12 +6,14 @@ import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlspeech.errors import UserError
 from rlspeech.plugins import build, find
-from rlspeech.protocols import Reward
 from rlspeech.types import Rollout
+
+if TYPE_CHECKING:
+    from rlspeech.protocols import Reward  # imports torch, which a worker does without
 
 
 def load_reward(name: str, options: Mapping[str, Any] = {}) -> Reward:

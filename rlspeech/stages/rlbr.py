@@ -57,6 +57,7 @@ def _loss(config: RlbrConfig) -> Any:
 
 def _learn(config: RlbrConfig, folder: RunDir, loss: Any, rewards: RewardHost, lists: Lists, start: str) -> None:
     use_threads(config.threads, config.seed)
+    rewards.start()
     with build(config, start, lora=lora_settings(config.lora)) as engines:
         longest, student = config.sampling.max_tokens, engines.student
         train = lists.begin(student, reply_tokens=longest)
