@@ -19,6 +19,8 @@ FIRST = (
     "test_learner",
     "test_mixed",
     "test_parameters",
+    "test_reply_logprobs",
+    "test_rlbr",
 )
 
 
