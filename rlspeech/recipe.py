@@ -133,6 +133,12 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     return next((t for t in _alternatives(annotation) if isinstance(t, type) and issubclass(t, BaseModel)), None)
 
 
+def _item_of(annotation: Any) -> type[BaseModel] | None:
+    """The model of the values of a table (`dict[str, TeacherRoute]` -> TeacherRoute), or None."""
+    tables = [found for found in _alternatives(annotation) if get_origin(found) is dict]
+    return section_of(get_args(tables[0])[1]) if tables else None
+
+
 def flag_name(name: str) -> str:
     """
     >>> flag_name("optim.projector_lr")
@@ -159,6 +165,11 @@ def _dump_section(config: BaseModel, prefix: str) -> Iterator[str]:
         elif field.default is not None:  # also where it is required
             yield f'{name} = "{NONE}"'
     for name, value in tables:
+        if not isinstance(value, BaseModel) and all(isinstance(item, BaseModel) for item in value.values()):
+            for key, item in value.items():
+                yield f"\n[{name}.{_toml(str(key))}]"
+                yield from _dump_section(item, f"{name}.{_toml(str(key))}.")
+            continue
         yield f"\n[{name}]"
         if isinstance(value, BaseModel):
             yield from _dump_section(value, f"{name}.")
@@ -209,6 +220,8 @@ def _nones(config_type: type[BaseModel], settings: dict[str, Any]) -> dict[str, 
             result[name] = None
         elif field and isinstance(value, dict) and (section := section_of(field.annotation)):
             result[name] = _nones(section, value)
+        elif field and isinstance(value, dict) and (item := _item_of(field.annotation)):
+            result[name] = {key: _nones(item, one) if isinstance(one, dict) else one for key, one in value.items()}
     return result
 
 

@@ -199,6 +199,19 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 NUMBERS = st.floats(1e-12, 1e12)
 
 
+def test_tables_of_tables_are_written_back_equal(tmp_path: Path) -> None:
+    """Teachers and rewards under names of the user's, one of which TOML has to quote."""
+    recipe = tmp_path / "a.toml"
+    flags = {
+        "teacher": "tiny-llm",
+        "teachers": '{"zh 2" = {model = "llama-70b", weight = 2.0}, en = {model = "m", reading = {top_k = 3}}}',
+    }
+    config = load(DistillConfig, "tiny/distill", flags)
+    recipe.write_text(dump_toml(config))
+    assert load(DistillConfig, recipe, {}) == config
+    assert config.teachers["zh 2"].reading is None
+
+
 @settings(deadline=None)  # a busy machine takes its time
 @given(
     student=TEXT, tests=st.dictionaries(TEXT, st.just("x.jsonl")), lr=NUMBERS, options=st.dictionaries(TEXT, NUMBERS)
