@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 
 
 def batch_of_step(step: int, *, size: int, batch: int, seed: int) -> Sequence[int]:
@@ -19,7 +20,8 @@ def batch_of_step(step: int, *, size: int, batch: int, seed: int) -> Sequence[in
     return chosen
 
 
-def _order(size: int, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=4)  # shuffled once an epoch, not once a sample
+def _order(size: int, seed: int, epoch: int) -> tuple[int, ...]:
     order = list(range(size))
     random.Random(f"{seed}:{epoch}").shuffle(order)
-    return order
+    return tuple(order)
