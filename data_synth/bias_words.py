@@ -61,8 +61,8 @@ class Synth:
             raise ValueError(f"share_low must not be above share_high, got {self.share_low} and {self.share_high}")
         if self.buffer < 1 or self.common_words < 0:
             raise ValueError("buffer must be at least 1 and common_words not negative")
-        if "{list}" not in self.with_list or "{instruction}" not in self.with_list:
-            raise ValueError("with_list must hold {instruction} and {list}")
+        if self.with_list.count("{list}") != 1 or "{instruction}" not in self.with_list:
+            raise ValueError("with_list must hold {instruction} and {list}, the list once")
         if "{instruction}" not in self.without_list or "{list}" in self.without_list:
             raise ValueError("without_list must hold {instruction} and no {list}")
         if self.common is not None and not self.common.is_file():
@@ -80,11 +80,16 @@ class Synth:
                 earlier.popitem(last=False)
 
     def rare_words(self, sample: Sample) -> tuple[str, ...]:
-        """Those of the sample; where it has none, the words of its transcript that are not common, each once."""
+        """Those of the sample; where it has none, the words of its transcript that are not common, each once.
+
+        They are spelled as there. Where a script puts no spaces between words those are characters: give `rare_words`.
+        """
         if sample.rare_words or self.common is None:
             return sample.rare_words
-        said = raw_words(sample.reference or sample.transcript or "")
-        return tuple(dict.fromkeys(word for word in said if word not in self._common))
+        spelled: dict[str, str] = {}
+        for word in raw_words(sample.reference or sample.transcript or "", cased=True):
+            spelled.setdefault(word.lower(), word)
+        return tuple(word for key, word in spelled.items() if key not in self._common)
 
     def draw(self, sample: Sample, *, turn: int | str, pool: Sequence[str]) -> Sample:
         """The sample with a list. `turn`: which of its draws; `pool`: words that distractors are drawn from."""

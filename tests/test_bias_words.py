@@ -74,6 +74,52 @@ def test_half_of_the_distractors_are_spelled_alike(drawn) -> None:
     assert sum(near) / len(near) > 0.4
 
 
+def test_long_lists_have_their_share_of_hard_distractors() -> None:
+    """700 words are Kalamik with three digits more; the other 20,000 have no letter in common with it."""
+    near = ["{}kalamik{}{}".format(*f"{place:03d}") for place in range(700)]
+    pool = [f"x{place:05d}" for place in range(20_000)] + near
+    sample = replace(SAMPLE, rare_words=("Kalamik",))
+    for hard, size, expected in ((0.3, 2_000, 600), (0.05, 500, 25), (1.0, 10, 10)):
+        synth = lists(present=1.0, hit=0.0, size_low=size, size_high=size, hard=hard)
+        held = [len(set(synth.draw(sample, turn=turn, pool=pool).biasing_words) & set(near)) for turn in range(20)]
+        by_chance = (size - expected) * (700 - expected) / (20_700 - expected)
+        assert min(held) >= expected
+        assert sum(held) / 20 == pytest.approx(expected + by_chance, abs=4)
+
+
+def test_the_mean_share_of_many_rare_words_is_that_of_the_range() -> None:
+    """0.9 to 1 of four words is 3.8 of them in the mean: three in 20 of 100 lists."""
+    sample = replace(SAMPLE, rare_words=("Kalamik", "Ann", "Lee", "Bo"))
+    synth = lists(present=1.0, size_low=20, size_high=20, share_low=0.9, share_high=1.0)
+    held = Counter(
+        len(set(synth.draw(sample, turn=turn, pool=POOL).biasing_words) & set(sample.rare_words))
+        for turn in range(DRAWS)
+    )
+    assert set(held) == {3, 4}
+    assert held[3] / DRAWS == pytest.approx(0.2, abs=0.015)
+
+
+def test_no_distractor_of_ten_thousand_lists_is_a_word_of_the_reference(drawn) -> None:
+    for one in drawn:
+        distractors = set(one.biasing_words) - set(SAMPLE.rare_words)
+        assert not set(raw_words(" ".join(distractors))) & set(raw_words(SAMPLE.reference))
+        assert len(one.biasing_words) == len(set(one.biasing_words))
+
+
+def test_a_phrase_with_a_part_of_a_rare_one_is_no_distractor() -> None:
+    """A word that is not rare may be part of one: "call" in "Call Bo"."""
+    pool = ["Ann Moore", "Lee", "ANN LEE", "ann, lee!", "Kim Moore", "Kim  moore", "Call Bo", "and Ann", "--"]
+    listed = lists(present=1.0, hit=0.0, size_low=9, size_high=9).draw(SAMPLE, turn=0, pool=pool).biasing_words
+    assert sorted(listed) == ["Call Bo", "Kim Moore"]
+
+
+def test_in_a_script_without_spaces_what_is_said_is_found_and_a_shared_character_does_no_harm() -> None:
+    sample = Sample("s", "转写。", reference="我要去北京路。", rare_words=("北京",), lang="zh")
+    synth = lists(present=1.0, hit=0.0, size_low=9, size_high=9)
+    listed = synth.draw(sample, turn=0, pool=["北京", "北海", "要去", "京路", "南京"]).biasing_words
+    assert sorted(listed) == ["北海", "南京"]
+
+
 def test_nothing_that_is_said_is_a_distractor_and_nothing_comes_twice() -> None:
     synth = lists(present=1.0, hit=0.0, size_low=30, size_high=30, hard=0.5)
     pool = [*POOL, "now", "Call", "Ann", "kalamik", "ann lee", "lee now", "Annlee"]
@@ -103,15 +149,23 @@ def test_the_prompt_shows_the_list_with_marks_where_asked() -> None:
     one = synth.draw(SAMPLE, turn=0, pool=POOL)
     assert one.instruction in ("Transcribe. [*Kalamik*; *Ann Lee*]", "Transcribe. [*Ann Lee*; *Kalamik*]")
     assert one.reference == "Call *Kalamik* and *Ann Lee* now."
-    silent = lists(present=0.0).draw(SAMPLE, turn=0, pool=POOL)
+    silent = lists(present=0.0, marks=True).draw(SAMPLE, turn=0, pool=POOL)
     assert (silent.instruction, silent.reference, silent.biasing_words) == ("Transcribe.", SAMPLE.reference, ())
+    told = lists(present=0.0, without_list="{instruction} No words are given.").draw(SAMPLE, turn=0, pool=POOL)
+    assert told.instruction == "Transcribe. No words are given."
+
+
+def test_what_an_instruction_or_a_word_spells_is_no_place_of_the_template() -> None:
+    sample = replace(SAMPLE, instruction="Fill {list}.", rare_words=("{instruction}",))
+    one = lists(size_low=1, size_high=1, present=1.0).draw(sample, turn=0, pool=[])
+    assert one.instruction == "Fill {list}. These words may be said: {instruction}"
 
 
 def test_rare_words_are_those_that_are_not_common(tmp_path: Path) -> None:
     (tmp_path / "common.txt").write_text("call\nand\nnow\nkalamik\n")
     plain = replace(SAMPLE, rare_words=())
-    assert lists(common=str(tmp_path / "common.txt")).rare_words(plain) == ("kalamik", "ann", "lee")[1:]
-    assert lists(common=str(tmp_path / "common.txt"), common_words=3).rare_words(plain) == ("kalamik", "ann", "lee")
+    assert lists(common=str(tmp_path / "common.txt")).rare_words(plain) == ("Ann", "Lee")
+    assert lists(common=str(tmp_path / "common.txt"), common_words=3).rare_words(plain) == ("Kalamik", "Ann", "Lee")
     assert lists().rare_words(plain) == ()
 
 
@@ -131,7 +185,9 @@ def test_as_a_synthesiser_it_takes_words_of_the_samples_before(tmp_path: Path) -
         ({"size_high": 2001}, "got 1 and 2001"),
         ({"hit": 1.5}, "hit must be in 0..1, got 1.5"),
         ({"common": "nowhere.txt"}, "common: no file nowhere.txt"),
-        ({"with_list": "{list}"}, "with_list must hold {instruction} and {list}"),
+        ({"with_list": "{list}"}, "with_list must hold {instruction} and {list}, the list once"),
+        ({"with_list": "{instruction} {list} {list}"}, "with_list must hold {instruction} and {list}, the list once"),
+        ({"without_list": "Write. {list}"}, "without_list must hold {instruction} and no {list}"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options: dict[str, Any], line: str) -> None:

@@ -54,13 +54,13 @@ def words(text: str, lang: str = "en") -> list[str]:
     return _NORMALISED_WORD.findall(normalise(text, lang))
 
 
-def raw_words(text: str) -> list[str]:
-    """Words of the text as it stands but for case and punctuation: nothing rewritten, nothing left out.
+def raw_words(text: str, *, cased: bool = False) -> list[str]:
+    """Words of the text as it stands but for punctuation and, unless `cased`, case: nothing rewritten or left out.
 
     >>> raw_words("Uh, no - don't.")
     ['uh', 'no', "don't"]
     """
-    return _RAW_WORD.findall(_lower(text))
+    return _RAW_WORD.findall(_plain(text) if cased else _lower(text))
 
 
 def is_spaced(text: str) -> bool:
@@ -69,4 +69,8 @@ def is_spaced(text: str) -> bool:
 
 
 def _lower(text: str) -> str:
-    return _UNSEEN.sub("", text).lower().replace(_APOSTROPHE, "'")
+    return _plain(text).lower()
+
+
+def _plain(text: str) -> str:
+    return _UNSEEN.sub("", text).replace(_APOSTROPHE, "'")
