@@ -54,7 +54,7 @@ class Lists:
         """The prompts of recordings of a step. `turn`: of several draws of one step."""
         if self.synth is None:
             return [self._heard[index] for index in chosen]
-        draw = partial(self.synth.draw, turn=f"{step}.{turn}", pool=self._earlier(step))
+        draw = partial(self.synth.draw, turn=f"{step}.{turn}", pool=self.words_before(step))
         return hear(student, [_drawn(self.train[index], draw) for index in chosen])
 
     def tests(self) -> dict[str, list[Recording]]:
@@ -65,7 +65,7 @@ class Lists:
         made = {}
         for name, found in self.data.tests.items():
             words = chain(*(self.synth.rare_words(sample) for one in found for sample in one.samples))
-            pool = _unique([*words, *self.pool, *self._earlier(0)])
+            pool = _unique([*words, *self.pool, *self.words_before(0)])
             for suffix, synth in synths.items():
                 draw = partial(synth.draw, turn=TESTS, pool=pool)
                 made[name + suffix] = [_drawn(recording, draw) for recording in found]
@@ -80,11 +80,11 @@ class Lists:
             self._heard[:] = hear(student, self.train, reply_tokens=reply_tokens)
             return self._heard
         longest = max(self.train, key=lambda one: sum(wave.duration_s for wave in one.waves))
-        pool = sorted(self._earlier(0), key=len, reverse=True)
+        pool = sorted(self.words_before(0), key=len, reverse=True)
         longest = _drawn(longest, partial(_sized(self.synth, self.synth.size_high).draw, turn="", pool=pool))
         return hear(student, [longest], reply_tokens=reply_tokens)
 
-    def _earlier(self, step: int) -> tuple[str, ...]:
+    def words_before(self, step: int) -> tuple[str, ...]:
         """Rare words of the utterances before a step, the latest first; the first epoch has one before it."""
         found: dict[str, None] = {}
         if not self.train:
@@ -94,8 +94,8 @@ class Lists:
         while place > oldest and len(found) < self.synth.buffer:
             place -= 1
             for index in reversed(batch_of_step(place, size=len(self.train), batch=self.batch, seed=self.seed)):
-                for sample in self.train[index].samples:
-                    found |= dict.fromkeys(self.synth.rare_words(sample))
+                for sample in reversed(self.train[index].samples):
+                    found |= dict.fromkeys(reversed(self.synth.rare_words(sample)))
         return _unique([*list(found)[: self.synth.buffer], *self.pool])
 
 
