@@ -44,4 +44,4 @@ def test_the_words_before_a_step_of_a_large_set_are_there_at_once() -> None:
     large = lists(20_000, batch=32, buffer=5_000)
     begin = time.perf_counter()
     assert len(large.words_before(100)) == 5_000
-    assert time.perf_counter() - begin < 2
+    assert time.perf_counter() - begin < 5
