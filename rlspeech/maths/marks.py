@@ -6,23 +6,31 @@ from collections.abc import Sequence
 
 import regex
 
-from rlspeech.maths.text import NO_SPACES, is_spaced
+from rlspeech.maths.text import NO_SPACES
 
 # A star that opens has no word before it and no space behind it; one that closes the other way round; no star between.
-_BESIDE = rf"(?V1)[\w*--[{NO_SPACES}]]"
-_MARKED = regex.compile(rf"(?<!{_BESIDE})\*(?=[^\s*])([^*\n]*?[^\s*])\*(?!{_BESIDE})")
-_EDGE = r"[\p{L}\p{N}\p{M}_]"
+# Beside a character of a script without spaces a word may stand on its other side ("用*语音*API"), or another mark.
+_UNSPACED = f"[{NO_SPACES}]"
+_BESIDE = rf"(?V1)[\w*--{_UNSPACED}]"
+_OPEN = rf"(?:(?<!{_BESIDE})\*|(?<!\*)\*(?={_UNSPACED}))"
+_CLOSE = rf"(?:\*(?!{_BESIDE})|(?<={_UNSPACED})\*(?!\*))"
+_NEXT = rf"(?:(?<={_UNSPACED})\*\*|\*\*(?={_UNSPACED}))"
+_PHRASE = r"(?=[^\s*])([^*\n]*?[^\s*])"
+_MARKED = regex.compile(rf"{_OPEN}{_PHRASE}(?:{_NEXT}{_PHRASE})*{_CLOSE}")
 
 
 def marked(text: str, phrases: Sequence[str]) -> str:
     """Stars round every whole-word occurrence of the phrases, whatever their case; the longest one where several begin.
 
-    What is marked already stays as it is. In scripts without spaces an occurrence is whole wherever it is.
+    What is marked already stays as it is. In scripts without spaces an occurrence is whole wherever it is. `unmarked`
+    takes away all that this adds: a text is left alone where a stray star of its own would be read with them.
 
     >>> marked("Ann starts the art fair.", ["art", "art fair", "ann"])
     '*Ann* starts the *art fair*.'
     """
-    longest_first = sorted({phrase for phrase in phrases if phrase.strip()}, key=len, reverse=True)
+    longest_first = sorted(
+        {phrase for phrase in phrases if phrase.strip() and "*" not in phrase}, key=len, reverse=True
+    )
     if not longest_first:
         return text
     found = regex.compile("|".join(map(_whole, longest_first)), regex.IGNORECASE)
@@ -30,7 +38,8 @@ def marked(text: str, phrases: Sequence[str]) -> str:
     for known in _MARKED.finditer(text):
         pieces += [found.sub(r"*\g<0>*", text[end : known.start()]), known[0]]
         end = known.end()
-    return "".join([*pieces, found.sub(r"*\g<0>*", text[end:])])
+    made = "".join([*pieces, found.sub(r"*\g<0>*", text[end:])])
+    return made if unmarked(made) == unmarked(text) else text
 
 
 def unmarked(text: str) -> str:
@@ -39,7 +48,7 @@ def unmarked(text: str) -> str:
     >>> unmarked("*Ann* bought 2 * 3 *art fair* tickets*")
     'Ann bought 2 * 3 art fair tickets*'
     """
-    return _MARKED.sub(r"\1", text)
+    return _MARKED.sub(lambda found: "".join(_phrases(found)), text)
 
 
 def marked_phrases(text: str) -> list[str]:
@@ -48,17 +57,16 @@ def marked_phrases(text: str) -> list[str]:
     >>> marked_phrases("*Ann* at the *art fair*, *Ann*")
     ['Ann', 'art fair', 'Ann']
     """
-    return _MARKED.findall(text)
+    return [phrase for found in _MARKED.finditer(text) for phrase in _phrases(found)]
+
+
+def _phrases(found: regex.Match[str]) -> list[str]:
+    return [*found.captures(1), *found.captures(2)]
 
 
 def _whole(phrase: str) -> str:
-    """A pattern: a phrase that ends in a spaced script's letter or digit ends where the word does."""
-    core = r"\s+".join(map(regex.escape, phrase.split()))
-    before = rf"(?<!{_EDGE})" if _is_spaced(phrase.strip()[0]) else ""
-    after = rf"(?!{_EDGE})" if _is_spaced(phrase.strip()[-1]) else ""
+    """A pattern: the phrase on one line, with no word that goes on beyond it in a script that has spaces."""
+    core = r"[^\S\n]+".join(map(regex.escape, phrase.split()))
+    before = r"(?<!\*)" if regex.match(_UNSPACED, core) else f"(?<!{_BESIDE})"
+    after = r"(?!\*)" if regex.match(_UNSPACED, core[-1]) else f"(?!{_BESIDE})"
     return f"{before}{core}{after}"
-
-
-def _is_spaced(character: str) -> bool:
-    """A letter or digit of a script that puts spaces between words."""
-    return regex.match(_EDGE, character) is not None and is_spaced(character)
