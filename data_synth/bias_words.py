@@ -104,9 +104,9 @@ class Synth:
                 listed = rng.sample(rare, min(count, size))
             listed += _distractors(rng, sample, rare, pool, size - len(listed), hard=self.hard)
             listed = [listed[place] for place in _generator(rng).permutation(len(listed)).tolist()]
-        return replace(sample, rare_words=rare, biasing_words=tuple(listed), **self._shown(sample, listed))
+        return replace(sample, rare_words=rare, biasing_words=tuple(listed), **self._shown(sample, rare, listed))
 
-    def _shown(self, sample: Sample, listed: Sequence[str]) -> dict[str, Any]:
+    def _shown(self, sample: Sample, rare: Sequence[str], listed: Sequence[str]) -> dict[str, Any]:
         if not listed:
             return {"instruction": self.without_list.replace("{instruction}", sample.instruction)}
         text = self.separator.join([f"*{word}*" for word in listed] if self.marks else listed)
@@ -114,7 +114,7 @@ class Synth:
         shown = text.join(part.replace("{instruction}", sample.instruction) for part in (before, after))
         if not self.marks or sample.reference is None:
             return {"instruction": shown}
-        return {"instruction": shown, "reference": marked(sample.reference, listed)}
+        return {"instruction": shown, "reference": marked(sample.reference, sorted(set(rare).intersection(listed)))}
 
     @cached_property
     def _common(self) -> frozenset[str]:
