@@ -1,5 +1,7 @@
 """Biasing lists: over ten thousand draws they are what was asked for."""
 
+import json
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +169,25 @@ def test_rare_words_are_those_that_are_not_common(tmp_path: Path) -> None:
     assert lists(common=str(tmp_path / "common.txt")).rare_words(plain) == ("Ann", "Lee")
     assert lists(common=str(tmp_path / "common.txt"), common_words=3).rare_words(plain) == ("Kalamik", "Ann", "Lee")
     assert lists().rare_words(plain) == ()
+
+
+def test_rare_words_are_the_published_ones_of_every_utterance_of_librispeech_test_clean(shared: Path) -> None:
+    folder = shared / "data" / "librispeech_biasing"
+    synth = lists(common=str(folder / "words" / "common_words_5k.txt"))
+    rows = [line.split("\t") for line in (folder / "ref" / "test-clean.biasing_100.tsv").read_text().splitlines()]
+    assert len(rows) == 2620
+    for name, text, published, _ in rows:
+        assert set(synth.rare_words(Sample(name, "?", reference=text))) == set(json.loads(published))
+
+
+def test_a_marked_list_of_two_thousand_is_drawn_at_once() -> None:
+    synth = lists(present=1.0, size_low=2_000, size_high=2_000, marks=True)
+    pool = [f"{word}{place}" for word in POOL for place in range(100)]
+    begin = time.perf_counter()
+    found = [synth.draw(SAMPLE, turn=turn, pool=pool) for turn in range(10)]
+    assert time.perf_counter() - begin < 5
+    assert {one.reference for one in found} == {"Call *Kalamik* and *Ann Lee* now."}
+    assert all(len(one.biasing_words) == 2_000 for one in found)
 
 
 def test_as_a_synthesiser_it_takes_words_of_the_samples_before(tmp_path: Path) -> None:
