@@ -30,8 +30,8 @@ class Reward:
     reply that talks to the judge cannot write a score itself. Sampled at temperature 0.
     """
 
-    url: str
-    model: str
+    url: str = "http://127.0.0.1:8000"  # where `rlspeech serve --model MODEL --name judge` listens
+    model: str = "judge"
     criteria: str = "Is the reply true to what is said, complete, and as short as was asked for?"
     key_env: str = "RLSPEECH_JUDGE_KEY"
     requests: int = 16  # under way at once
