@@ -328,3 +328,17 @@ def test_without_vllm_the_mistake_is_named(monkeypatch, tmp_path: Path) -> None:
 def test_a_model_that_cannot_hold_the_longest_sequence_is_refused(vllm_teacher: Path, vllm_teacher_engine) -> None:
     with pytest.raises(UserError, match=r"vllm.max_model_len = 9000: the model in .* holds no such sequence"):
         vllm_engine.start(vllm_teacher, VllmConfig(max_model_len=9000), Layout(teacher=True))
+
+
+def test_an_engine_can_start_in_a_process_that_numba_has_compiled_in() -> None:
+    """What vLLM trips over: an object of a module that claims a `__dict__` which is none."""
+    from llvmlite.binding import ffi
+    from numba import njit
+
+    from rlspeech.engines.vllm_engine import no_dict_of_llvmlite
+
+    assert njit(lambda x: x + 1)(1) == 2
+    no_dict_of_llvmlite()
+    no_dict_of_llvmlite()  # once is enough
+    assert not hasattr(ffi.lib, "__dict__")
+    assert njit(lambda x: x + 2)(1) == 3

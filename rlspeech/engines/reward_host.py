@@ -15,6 +15,7 @@ from rlspeech.engines.reward_functions import load_reward
 from rlspeech.errors import RunFailed, UserError
 from rlspeech.types import Rollout
 
+GONE_S = 5.0  # after which a process whose pipe is closed has surely ended
 START_S = 120.0  # longest start of a worker: it imports what the reward imports
 
 
@@ -67,6 +68,7 @@ class Worker:
                 return self._gone(f"took more than timeout_s = {self.settings.timeout_s:g} s")
             found = self.pipe.recv()
         except (EOFError, OSError):
+            self.process.join(GONE_S)
             code = self.process.exitcode
             return self._gone(f"ended its process (status {code})" if code is not None else "ended its process")
         return found if isinstance(found, str) else _checked(found, count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def start(folder: Path, settings: VllmConfig, layout: Layout) -> LLM:
 
         vllm_plugin.register()
         _last_one_out()
+        no_dict_of_llvmlite()
         try:
             llm = LLM(str(folder), **_arguments(settings, layout))
         except ValueError as error:
@@ -83,6 +85,26 @@ def start(folder: Path, settings: VllmConfig, layout: Layout) -> LLM:
             raise
     LIVING.add(llm)
     return llm
+
+
+def no_dict_of_llvmlite() -> None:
+    """llvmlite's wrapper of its library answers to any name, `__dict__` too; from here on to none of Python's own.
+
+    vLLM (0.32: triton_utils.dispatcher) looks into the `__dict__` of all that modules hold, and does not start in a
+    process that numba has compiled in. To be removed when it passes over what is no dict.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is None or hasattr(ffi._lib_wrapper.__getattr__, "__wrapped__"):
+        return
+    answer = ffi._lib_wrapper.__getattr__
+
+    @wraps(answer)
+    def plain(library: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return answer(library, name)
+
+    ffi._lib_wrapper.__getattr__ = plain
 
 
 def _last_one_out() -> None:
