@@ -180,6 +180,7 @@ def vllm_start() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def vllm_student_engine(vllm_student: Path, vllm_start: dict[str, Any]) -> "VllmRollouts":
     """The one engine of the session that writes: of 8 sequences, with the weights of the folder."""
+    import torch
     from small import traces
 
     from rlspeech.config_engines import VllmConfig
@@ -190,7 +191,7 @@ def vllm_student_engine(vllm_student: Path, vllm_start: dict[str, Any]) -> "Vllm
     settings = VllmConfig(max_model_len=512, max_num_seqs=8, kv_cache_gib=0.25)
     student = Student.load(vllm_student, weights=False)
     vllm_start["before"] = traces()
-    llm = start(vllm_student, settings, Layout(threads=2))
+    llm = start(vllm_student, settings, Layout(threads=torch.get_num_threads()))
     vllm_start["after"] = traces()
     return VllmRollouts(llm, student, settings)
 
