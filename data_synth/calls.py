@@ -1,6 +1,7 @@
 """Short sentences with rare names, for contextual speech recognition: those of the test set are never learned.
 
-Names are made of syllables that English spelling tells how to say. A name belongs to one side by its own hash.
+Names are made of syllables that English spelling tells how to say, with ends that few English words have. A name
+belongs to one side by its own hash.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from rlspeech.types import Sample, Turn
 ONSETS = [*"bdfghjklmnprstvwz", "br", "dr", "fl", "gl", "kr", "pl", "sk", "sl", "st", "tr", "sh"]
 MIDDLES = [*"bdgklmnprstvz", "ll", "nd", "nt", "rn", "rv", "st", "lm", "sk"]
 VOWELS = [*"aeiou"]
-ENDS = [*"oai", "ak", "an", "as", "ek", "el", "en", "er", "ik", "in", "is", "ok", "on", "or", "osh", "ov", "um", "us"]
+ENDS = [*"oai", "ak", "ash", "az", "ek", "esh", "ez", "ik", "iz", "ok", "osh", "ov", "oz", "um", "uz"]
 
 FRAMES = [
     "Please call {0} at {time}.",

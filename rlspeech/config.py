@@ -291,11 +291,12 @@ class ReportConfig(Section):
 
 
 class PipelineConfig(Section):
-    """Stages run in order as one resumable job, each from the checkpoint of the one before."""
+    """Stages run in order as one resumable job, each from the checkpoint of its `after`, or of the one before."""
 
     run_dir: Path = Field(description="folder of the whole job: each stage gets a folder in it")
     stages: list[str] = Field(description="recipes, run in this order; a stage folder is named after its recipe")
     evaluate: Path | None = Field(None, description="recipe of `evaluate`, run before the first stage and after each")
+    evaluations: dict[str, Path] = Field({}, description="recipes of `evaluate` in its place, by the name of a stage")
     seed: Seed = Field(0, description="seed handed to every stage that learns")
 
 

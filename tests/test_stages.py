@@ -11,6 +11,7 @@ from transformers import AudioFlamingo3ForConditionalGeneration, AutoProcessor
 
 from rlspeech.cli import main
 from rlspeech.data.mixing import batch_of_step
+from rlspeech.errors import UserError
 
 
 @pytest.fixture
@@ -209,3 +210,25 @@ def test_epochs_have_no_gaps_and_a_step_is_a_function_of_the_seed() -> None:
     assert sorted(drawn[:5]) == sorted(drawn[5:]) == [0, 1, 2, 3, 4]
     assert batch_of_step(3, size=5, batch=2, seed=1) == steps[3]
     assert any(batch_of_step(s, size=5, batch=2, seed=2) != steps[s] for s in range(5))
+
+
+def test_the_quick_start_is_two_roads_each_with_its_own_evaluations(tmp_path, monkeypatch) -> None:
+    from rlspeech.config import PipelineConfig
+    from rlspeech.recipe import load
+    from rlspeech.stages.pipeline import read_parts
+
+    config = load(PipelineConfig, "tiny/quickstart", {"run_dir": f"{tmp_path}/job", "seed": "7"})
+    parts, made = read_parts(config)
+    starts = {part.name: part.config.student.removeprefix(f"{tmp_path}/job/") for part in parts}
+    assert starts == {
+        "align": "tiny",
+        "sft": "align/checkpoint",
+        "distill": "sft/checkpoint",
+        "align_calls": "tiny",
+        "sft_calls": "align_calls/checkpoint",
+        "rlbr": "sft_calls/checkpoint",
+    }
+    assert {part.config.seed for part in parts} == {7}
+    assert [synth.synth for synth in made] == ["exchanges", "calls"]
+    with pytest.raises(UserError, match="evaluations.sft2: no stage of this job that learns; those are align, sft"):
+        read_parts(config.model_copy(update={"evaluations": {"sft2": Path("tiny/evaluate")}}))

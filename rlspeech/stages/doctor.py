@@ -164,7 +164,7 @@ def verdict(config: Section, here: Machine) -> tuple[bool | None, str]:
 
 def pipeline_verdict(config: PipelineConfig, here: Machine) -> tuple[bool | None, str]:
     """That of the first of its recipes that cannot run, else of the first that needs a download."""
-    recipes = [*config.stages, *([config.evaluate] if config.evaluate else [])]
+    recipes = [*config.stages, *([config.evaluate] if config.evaluate else []), *config.evaluations.values()]
     verdicts = {str(recipe): recipe_verdict(recipe, here) for recipe in recipes}
     for wanted in (False, None):
         for recipe, (ok, why) in verdicts.items():

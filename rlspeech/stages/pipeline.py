@@ -1,4 +1,4 @@
-"""Stages in order as one job that can be resumed: each starts from the checkpoint of the one before."""
+"""Stages in order as one job that can be resumed, each from the checkpoint of another: by default the one before."""
 
 import importlib
 import logging
@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rlspeech.config import EvaluateConfig, PipelineConfig, ReportConfig, Stage, SynthConfig
+from rlspeech.config import AlignConfig, EvaluateConfig, PipelineConfig, ReportConfig, Stage, SynthConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import CONFIGS, find_recipe, load, stage_of
 from rlspeech.run_dir import RunDir
@@ -65,14 +66,28 @@ def read_parts(config: PipelineConfig) -> tuple[list[Part], list[SynthConfig]]:
             raise UserError(f"{recipe}: a second stage {stage!r}; their folders have the names of their recipes")
         settings = load(CONFIGS[verb], recipe, {})
         check_can_run(settings)
-        start = {"student": str(parts[-1].checkpoint), "after": None} if parts else {}
-        update = {"run_dir": config.run_dir / stage, "seed": config.seed, **start}
+        update = {"run_dir": config.run_dir / stage, "seed": config.seed, **_start(settings, parts)}
         parts.append(Part(stage, verb, settings.model_copy(update=update)))
     if not parts:
         raise UserError("stages: names no stage that learns")
-    if config.evaluate is not None:
-        load(EvaluateConfig, find_recipe(config.evaluate), {})
+    known = [part.name for part in parts]
+    for name in config.evaluations:
+        if name not in known:
+            raise UserError(f"evaluations.{name}: no stage of this job that learns; those are {', '.join(known)}")
+    for path in {*config.evaluations.values(), *([config.evaluate] if config.evaluate else [])}:
+        load(EvaluateConfig, find_recipe(path), {})
     return parts, made
+
+
+def _start(settings: Stage, earlier: Sequence[Part]) -> dict[str, Any]:
+    """From the stage that `after` names where it is part of this job, else from the one before.
+
+    Stage 0 without `after` starts from its own student: a road beside the first one.
+    """
+    named = [part for part in earlier if part.name == settings.after]
+    if not earlier or (isinstance(settings, AlignConfig) and not named):
+        return {}
+    return {"student": str((named or earlier)[-1].checkpoint), "after": None}
 
 
 def _run_parts(config: PipelineConfig, parts: Sequence[Part]) -> None:
@@ -87,13 +102,14 @@ def _run_parts(config: PipelineConfig, parts: Sequence[Part]) -> None:
 
 
 def _evaluate(config: PipelineConfig, after: str, student: str, previous: str | None) -> None:
-    if config.evaluate is None:
+    recipe = config.evaluations.get(after, config.evaluate)
+    if recipe is None:
         return
     folder = config.run_dir / f"evaluate-{after}"
     if (folder / "done.json").is_file():
         return
     _drop_unfinished(folder)
-    settings = load(EvaluateConfig, find_recipe(config.evaluate), {"student": student, "run_dir": str(folder)})
+    settings = load(EvaluateConfig, find_recipe(recipe), {"student": student, "run_dir": str(folder)})
     reuse = config.run_dir / f"evaluate-{previous}" if previous else None
     update = {"after": after, "seed": config.seed, "reuse": reuse}
     importlib.import_module("rlspeech.stages.evaluate").run(settings.model_copy(update=update))

@@ -1,0 +1,113 @@
+"""RLBR against its supervised start, plain word errors as the reward, and groups without the reference; docs/rlbr.md.
+
+The tiny pair on sentences with invented names: no name of the test set, said or only listed, is in the training set.
+One start for all; each arm learns from it with several seeds and the same budget. What is finished is not run again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SIZES = (10, 50, 100)
+MEASURES = {"b_wer": "B-WER", "u_wer": "U-WER", "wer": "WER"}
+START = "start"
+ARMS: Mapping[str, Sequence[str]] = {
+    "rlbr": [],
+    "plain": ["--rewards.biasing.reward", "wer"],
+    "no-reference": ["--groups.reference", "off"],
+}
+LEARNING = ["--held-out.samples", "20", "--checkpoints.every-steps", "1000"]
+
+
+def main() -> None:
+    args = arguments()
+    out: Path = args.out
+    lists = ["--lists.options.size-high", str(args.longest)]
+    rlspeech(args, "align", "tiny/align_calls", "--run-dir", out / "align_calls", "--resume")
+    sft = ["--student", out / "align_calls/checkpoint", "--run-dir", out / "sft_calls", "--optim.steps", args.sft_steps]
+    rlspeech(args, "sft", "tiny/sft_calls", *sft, *lists, *LEARNING, "--resume")
+    start = out / "sft_calls/checkpoint"
+    runs = [(arm, seed) for seed in args.seeds for arm in args.arms]
+
+    def one(run: tuple[str, int]) -> None:
+        arm, seed = run
+        folder = out / f"{arm}-{seed}"
+        budget = ["--optim.steps", args.steps, "--optim.batch", args.batch, "--sampling.n", args.n]
+        budget += ["--optim.lr", args.lr]
+        more = ["--held-out.every-steps", "1000", "--seed", seed, *lists, *budget, *LEARNING, *ARMS[arm]]
+        rlspeech(args, "rlbr", "tiny/rlbr", "--student", start, "--run-dir", folder, *more, "--resume")
+        evaluate(args, folder / "checkpoint", f"{arm}-{seed}")
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        first = pool.submit(evaluate, args, start, START)
+        list(pool.map(one, runs))
+        first.result()
+    show(out, args.arms, args.seeds)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny-calls/experiment"), help="folder of all runs")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="what is compared")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of each arm")
+    parser.add_argument("--sft-steps", type=int, default=60, help="steps of the supervised start")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each arm")
+    parser.add_argument("--batch", type=int, default=6, help="audios a step")
+    parser.add_argument("--n", type=int, default=5, help="replies to each")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of each arm")
+    parser.add_argument("--longest", type=int, default=50, help="longest list that is learned from")
+    parser.add_argument("--samples", type=int, default=60, help="held-out sentences")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, each with its share of the cores")
+    return parser.parse_args()
+
+
+def evaluate(args: argparse.Namespace, student: Path, name: str) -> None:
+    folder = args.out / f"evaluate-{name}"
+    if (folder / "done.json").is_file():
+        return
+    options = ["--lists.sizes", *SIZES, "--evaluation.samples", args.samples, "--after", name]
+    rlspeech(args, "evaluate", "tiny/evaluate_calls", "--student", student, "--run-dir", folder, *options)
+
+
+def rlspeech(args: argparse.Namespace, *words: object) -> None:
+    """A command in a process of its own, with its share of the cores."""
+    threads = str(max(1, len(os.sched_getaffinity(0)) // args.jobs))
+    command = [sys.executable, "-m", "rlspeech", *map(str, words), "--threads", threads]
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    found = subprocess.run(command, env=environment, check=False)
+    if found.returncode:
+        raise SystemExit(f"{' '.join(command)}: status {found.returncode}")
+
+
+def show(out: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
+    """A table in Markdown: means over the seeds, and their standard deviation; the change is relative to the start."""
+    start = scores(out, START)
+    print("| run | list | " + " | ".join(MEASURES.values()) + " | B-WER, relative to the start |")
+    print("|---|---|" + "---|" * (len(MEASURES) + 1))
+    for size in SIZES:
+        print(f"| start | {size} | " + " | ".join(f"{start[size][key]:.1%}" for key in MEASURES) + " | |")
+        for arm in arms:
+            found = [scores(out, f"{arm}-{seed}")[size] for seed in seeds]
+            cells = [spread([one[key] for one in found]) for key in MEASURES]
+            change = [one["b_wer"] / start[size]["b_wer"] - 1 for one in found]
+            print(f"| {arm} | {size} | " + " | ".join(cells) + f" | {spread(change, sign='+')} |")
+
+
+def scores(out: Path, name: str) -> dict[int, dict[str, float]]:
+    sets = json.loads((out / f"evaluate-{name}/evaluation.json").read_text(encoding="utf-8"))["sets"]
+    return {size: sets[f"test_calls_{size}"]["student"] for size in SIZES}
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):{sign}.1%} ± {100 * deviation:.1f}"
+
+
+if __name__ == "__main__":
+    main()
