@@ -1,4 +1,4 @@
-"""RLBR against its supervised start, plain word errors as the reward, and groups without the reference; docs/rlbr.md.
+"""RLBR against plain word errors as the reward, groups without the reference, and more supervised steps; docs/rlbr.md.
 
 The tiny pair on sentences with invented names: no name of the test set, said or only listed, is in the training set.
 One start for all; each arm learns from it with several seeds and the same budget. What is finished is not run again.
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+CORES = len(os.sched_getaffinity(0))
 SIZES = (10, 50, 100)
 MEASURES = {"b_wer": "B-WER", "u_wer": "U-WER", "wer": "WER"}
 START = "start"
@@ -21,27 +22,30 @@ ARMS: Mapping[str, Sequence[str]] = {
     "rlbr": [],
     "plain": ["--rewards.biasing.reward", "wer"],
     "no-reference": ["--groups.reference", "off"],
+    "sft": [],  # no rewards: the transcripts of as many audios as the others see, with lists
 }
-LEARNING = ["--held-out.samples", "20", "--checkpoints.every-steps", "1000"]
+LEARNING = ["--held-out.samples", "10", "--held-out.every-steps", "1000", "--checkpoints.every-steps", "1000"]
+LEARNING += ["--optim.micro-batch", "3"]
 
 
 def main() -> None:
     args = arguments()
     out: Path = args.out
-    lists = ["--lists.options.size-high", str(args.longest)]
-    rlspeech(args, "align", "tiny/align_calls", "--run-dir", out / "align_calls", "--resume")
+    lists = [f"--lists.options={{size_low = 5, size_high = {args.longest}, hard = 0.5}}"]
+    rlspeech(CORES, "align", "tiny/align_calls", "--run-dir", out / "align_calls", "--resume")
     sft = ["--student", out / "align_calls/checkpoint", "--run-dir", out / "sft_calls", "--optim.steps", args.sft_steps]
-    rlspeech(args, "sft", "tiny/sft_calls", *sft, *lists, *LEARNING, "--resume")
+    rlspeech(CORES, "sft", "tiny/sft_calls", *sft, *LEARNING, "--resume")
     start = out / "sft_calls/checkpoint"
+    threads = CORES // args.jobs or 1
     runs = [(arm, seed) for seed in args.seeds for arm in args.arms]
 
     def one(run: tuple[str, int]) -> None:
         arm, seed = run
         folder = out / f"{arm}-{seed}"
-        budget = ["--optim.steps", args.steps, "--optim.batch", args.batch, "--sampling.n", args.n]
-        budget += ["--optim.lr", args.lr]
-        more = ["--held-out.every-steps", "1000", "--seed", seed, *lists, *budget, *LEARNING, *ARMS[arm]]
-        rlspeech(args, "rlbr", "tiny/rlbr", "--student", start, "--run-dir", folder, *more, "--resume")
+        verb, recipe = ("sft", "tiny/sft_calls") if arm == "sft" else ("rlbr", "tiny/rlbr")
+        more = ["--seed", seed, "--optim.steps", args.steps, "--optim.batch", args.batch, *lists, *LEARNING]
+        more += ["--sampling.n", args.n, "--optim.lr", args.lr, *ARMS[arm]] if verb == "rlbr" else []
+        rlspeech(threads, verb, recipe, "--student", start, "--run-dir", folder, *more, "--resume")
         evaluate(args, folder / "checkpoint", f"{arm}-{seed}")
 
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -56,13 +60,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/tiny-calls/experiment"), help="folder of all runs")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="what is compared")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of each arm")
-    parser.add_argument("--sft-steps", type=int, default=60, help="steps of the supervised start")
-    parser.add_argument("--steps", type=int, default=40, help="steps of each arm")
-    parser.add_argument("--batch", type=int, default=6, help="audios a step")
-    parser.add_argument("--n", type=int, default=5, help="replies to each")
+    parser.add_argument("--sft-steps", type=int, default=30, help="steps of the supervised start, without lists")
+    parser.add_argument("--steps", type=int, default=22, help="steps of each arm")
+    parser.add_argument("--batch", type=int, default=8, help="audios a step")
+    parser.add_argument("--n", type=int, default=4, help="replies to each")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of each arm")
-    parser.add_argument("--longest", type=int, default=50, help="longest list that is learned from")
-    parser.add_argument("--samples", type=int, default=60, help="held-out sentences")
+    parser.add_argument("--longest", type=int, default=40, help="longest list that is learned from")
+    parser.add_argument("--samples", type=int, default=48, help="held-out sentences")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each with its share of the cores")
     return parser.parse_args()
 
@@ -71,15 +75,14 @@ def evaluate(args: argparse.Namespace, student: Path, name: str) -> None:
     folder = args.out / f"evaluate-{name}"
     if (folder / "done.json").is_file():
         return
-    options = ["--lists.sizes", *SIZES, "--evaluation.samples", args.samples, "--after", name]
-    rlspeech(args, "evaluate", "tiny/evaluate_calls", "--student", student, "--run-dir", folder, *options)
+    options = ["--student", student, f"--lists.sizes={[*SIZES]}", "--evaluation.samples", args.samples, "--after", name]
+    rlspeech(CORES // args.jobs or 1, "evaluate", "tiny/evaluate_calls", "--run-dir", folder, *options)
 
 
-def rlspeech(args: argparse.Namespace, *words: object) -> None:
-    """A command in a process of its own, with its share of the cores."""
-    threads = str(max(1, len(os.sched_getaffinity(0)) // args.jobs))
-    command = [sys.executable, "-m", "rlspeech", *map(str, words), "--threads", threads]
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+def rlspeech(threads: int, *words: object) -> None:
+    """A command in a process of its own."""
+    command = [sys.executable, "-m", "rlspeech", *map(str, words), "--threads", str(threads)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     found = subprocess.run(command, env=environment, check=False)
     if found.returncode:
         raise SystemExit(f"{' '.join(command)}: status {found.returncode}")

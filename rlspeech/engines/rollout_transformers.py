@@ -11,6 +11,9 @@ from rlspeech.protocols import Sampling, Student
 from rlspeech.types import Completion, Prompt, Rollout, Sample
 
 
+LIKE = 2  # what is padded is read and kept with the rest
+
+
 @dataclass
 class TransformersRollouts:
     """Prompts that hear the same audio are read together: the audio is encoded and prefilled once."""
@@ -41,15 +44,16 @@ class TransformersRollouts:
         self.version = version
 
     def _chunks(self, groups: Sequence[list[int]], prompts: Sequence[Prompt], n: int) -> list[list[list[int]]]:
-        """Groups of like length together; a group is never split."""
+        """Groups of like length together, the longest prompt at most LIKE times the shortest; a group is never split."""
         chunks: list[list[list[int]]] = []
-        size = 0
+        size = shortest = 0
         for group in sorted(groups, key=lambda group: (len(prompts[group[0]].token_ids), group)):
             longest = len(prompts[group[0]].token_ids)
             size += len(group) * n
-            if not chunks or size > self.batch or (len(chunks[-1]) + 1) * longest > self.batch_tokens:
+            is_full = not chunks or size > self.batch or (len(chunks[-1]) + 1) * longest > self.batch_tokens
+            if is_full or longest > LIKE * shortest:
                 chunks.append([])
-                size = len(group) * n
+                size, shortest = len(group) * n, longest
             chunks[-1].append(group)
         return chunks
 
