@@ -237,7 +237,14 @@ def _resolve(config_type: type[BaseModel], flag: str) -> tuple[tuple[str, ...], 
         annotation = model.model_fields[name].annotation
         keys = (*keys, name)
         rest = ".".join(parts[i + 1 :])
-        section = section_of(annotation)
+        section, item = section_of(annotation), _item_of(annotation)
+        if item and "." in rest:
+            name, _, inner = rest.partition(".")
+            try:
+                inner_keys, annotation = _resolve(item, inner)
+            except UserError as error:
+                raise UserError(f"--{flag.removesuffix(inner)}*: {error}") from error
+            return (*keys, name, *inner_keys), annotation
         if section is None:
             table = next((t for t in _alternatives(annotation) if get_origin(t) is dict), None)
             if rest and table is None:

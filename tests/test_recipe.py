@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlspeech.config import DistillConfig, LoraConfig, PipelineConfig, ReportConfig, SftConfig, SynthConfig
+from rlspeech.config import DistillConfig, LoraConfig, PipelineConfig, ReportConfig, RlbrConfig, SftConfig, SynthConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import (
     CONFIGS,
@@ -234,3 +234,15 @@ def test_any_config_is_written_back_equal(tmp_path_factory, student, tests, lr, 
 def test_each_verb_has_one_config():
     assert {verb_of(config) for config in CONFIGS.values()} == set(CONFIGS)
     assert verb_of(SftConfig) == "sft"
+
+
+def test_a_field_of_one_of_a_table_of_sections_is_a_flag() -> None:
+    given = {"run_dir": "r", "data.train": "t.jsonl", "rewards.my-own.reward": "wer", "rewards.biasing.weight": "2"}
+    config = load(RlbrConfig, "tiny/rlbr", given | {"rewards.biasing.options.biasing": "3"})
+    assert {name: (one.reward, one.weight) for name, one in config.rewards.items()} == {
+        "biasing": ("biasing", 2.0),
+        "my-own": ("wer", 1.0),
+    }
+    assert config.rewards["biasing"].options == {"biasing": 3}
+    with pytest.raises(UserError, match=r"--rewards.biasing.\*: --wait: unknown flag"):
+        load(RlbrConfig, "tiny/rlbr", {"rewards.biasing.wait": "2"})

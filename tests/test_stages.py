@@ -230,5 +230,5 @@ def test_the_quick_start_is_two_roads_each_with_its_own_evaluations(tmp_path, mo
     }
     assert {part.config.seed for part in parts} == {7}
     assert [synth.synth for synth in made] == ["exchanges", "calls"]
-    with pytest.raises(UserError, match="evaluations.sft2: no stage of this job that learns; those are align, sft"):
+    with pytest.raises(UserError, match=r"evaluations\.sft2: no stage of this job that learns; those are align, sft"):
         read_parts(config.model_copy(update={"evaluations": {"sft2": Path("tiny/evaluate")}}))

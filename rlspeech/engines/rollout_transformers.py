@@ -10,7 +10,6 @@ from rlspeech.engines.decoding import Written, generate
 from rlspeech.protocols import Sampling, Student
 from rlspeech.types import Completion, Prompt, Rollout, Sample
 
-
 LIKE = 2  # what is padded is read and kept with the rest
 
 
@@ -44,7 +43,7 @@ class TransformersRollouts:
         self.version = version
 
     def _chunks(self, groups: Sequence[list[int]], prompts: Sequence[Prompt], n: int) -> list[list[list[int]]]:
-        """Groups of like length together, the longest prompt at most LIKE times the shortest; a group is never split."""
+        """Groups of like length together, the longest at most LIKE times the shortest; none is ever split."""
         chunks: list[list[list[int]]] = []
         size = shortest = 0
         for group in sorted(groups, key=lambda group: (len(prompts[group[0]].token_ids), group)):
