@@ -1,5 +1,6 @@
 """Every command of the README and the docs runs: shortened, on small models, or as what `make` would run."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -13,7 +14,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("quickstart", "data", "cluster", "teachers", "distillation")),
+    *(
+        f"docs/{name}.md"
+        for name in ("quickstart", "data", "cluster", "teachers", "distillation", "rlbr", "rewards", "students")
+    ),
 )
 FENCE = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 
@@ -53,6 +57,7 @@ def shortened(small_student, small_teacher, spoken, tmp_path, monkeypatch):
         "distill": [*learn, *small, "--held-out.samples=1"],
         "sft": [*learn, f"--student={small_student}"],
         "align": [*learn, f"--student={small_student}", "--frames.steps=1"],
+        "rlbr": [*learn, f"--student={small_student}", "--sampling.n=2", "--sampling.max-tokens=2", "--lists=none"],
         "evaluate": [*tests, f"--teacher={small_teacher}", f"--student={small_student}", "--evaluation.samples=1"],
     }
 
@@ -70,6 +75,10 @@ def test_rlspeech_commands_run(command: str, shortened, spoken, small_student, s
     if "--dry-run" in rest or verb == "plan":
         assert main([verb, *rest]) == 0
         return
+    if verb in ("score", "reward"):
+        write_records(tmp_path)
+        assert main([verb, *rest]) == 0
+        return
     if "--self-test" in rest:
         given = [f"--student={small_teacher}", f"--teacher={small_teacher}", f"--data.train={spoken}/train.jsonl"]
         assert main([verb, *rest, *given]) == 0
@@ -82,3 +91,15 @@ def make_run(folder: Path, spoken: Path, student: Path) -> None:
     """A run folder with something to report on."""
     flags = [f"--data.train={spoken}/train.jsonl", "--data.tests", "{}", f"--student={student}", "--optim.steps=1"]
     assert main(["sft", "tiny/sft", *flags, f"--run-dir={folder}/sft", "--quiet"]) == 0
+
+
+def write_records(folder: Path) -> None:
+    """What docs/rlbr.md scores and docs/rewards.md tries its own example of a reward on."""
+    (folder / "test-clean.biasing_100.tsv").write_text('a\tcall bo now\t["bo"]\t["bo", "ann"]\n')
+    (folder / "mine.tsv").write_text("a\tcall bow now\n")
+    [example] = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/rewards.md").read_text(), re.DOTALL)
+    (folder / "mine.py").write_text(example)
+    rollouts = folder / "runs/tiny-calls/rlbr/rollouts.jsonl"
+    rollouts.parent.mkdir(parents=True)
+    row = {"step": 1, "id": "a", "instruction": "?", "reference": "call Bo", "reply": "call Bob now"}
+    rollouts.write_text(json.dumps(row) + "\n")
