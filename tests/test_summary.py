@@ -152,6 +152,19 @@ def test_the_table_fits_100_columns_of_a_log_and_has_no_escapes(tmp_path: Path) 
     assert distill[-1] == "100%"
 
 
+def test_each_road_has_its_table_and_nothing_is_cut_in_100_columns(tmp_path: Path) -> None:
+    """Sets of their own are rows of their own: a column that a road has no value in is left out."""
+    evaluated(tmp_path, "start", {"test_voice": scores(0.0, 0.6, wer=1.69), "test_text": scores(0.0, 0.6, wer=1.4)})
+    evaluated(tmp_path, "sft_calls", {"test_calls_10": scores(None, wer=0.276, u_wer=0.111, b_wer=0.785)})
+    evaluated(tmp_path, "rlbr", {"test_calls_10": scores(None, wer=0.163, u_wer=0.017, b_wer=0.613)})
+    shown = printed(summarise(tmp_path)).splitlines()
+    heads = [line.split() for line in shown if line.split()[:1] == ["after"]]
+    assert [head[:3] for head in heads] == [["after", "WER", "voice"], ["after", "WER", "test_calls_10"]]
+    assert heads[1][3:] == ["U-WER", "B-WER"]
+    assert [line.split() for line in shown if "rlbr" in line] == [["rlbr", "16.3%", "1.7%", "61.3%"]]
+    assert not any("…" in line for line in shown)
+
+
 def test_the_table_says_why_no_gap_is_closed_and_shows_names_as_they_are(tmp_path: Path) -> None:
     evaluated(tmp_path, "[bold]x[/bold]", {f"[red]{index}": scores(0.5, wer=0.1) for index in range(5)})
     text = printed(summarise(tmp_path))

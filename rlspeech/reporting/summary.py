@@ -79,7 +79,7 @@ def gap_closed(before: Mapping[str, SetScores], after: Mapping[str, SetScores]) 
 
 
 def print_table(summary: Summary, console: Console | None = None) -> None:
-    """At most 100 columns where there is no terminal."""
+    """A table for each road: rows of the same held-out sets. At most 100 columns where there is no terminal."""
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDTH, color_system=None)
@@ -87,19 +87,36 @@ def print_table(summary: Summary, console: Console | None = None) -> None:
         console.print(f"{summary.name}: no evaluation, so no held-out numbers", markup=False)
         return
     dash = DASH if console.encoding.startswith("utf") else "-"
-    title = escape(f"{summary.name}: held-out numbers")
+    title: str | None = escape(f"{summary.name}: held-out numbers")
+    for road in _roads(summary):
+        console.print(_table(road, title, dash))
+        title = None
+        notes = ["right, exact, cascade, teacher: share of answers; closed: of the gap between teacher and right"]
+        notes += [f"closed {dash}: {why}" for why in dict.fromkeys(row.why_no_gap for row in road.rows) if why]
+        for note in notes if any(row.fuzzy is not None for row in road.rows) else []:
+            console.print(f" {note}", style="dim", markup=False, highlight=False)
+
+
+def _roads(summary: Summary) -> list[Summary]:
+    """Rows by the sets that they were measured on, in order of first appearance."""
+    roads: dict[tuple[str, ...], list[Row]] = {}
+    for row in summary.rows:
+        roads.setdefault(tuple(row.wer), []).append(row)
+    return [Summary(summary.name, sets, tuple(rows)) for sets, rows in roads.items()]
+
+
+def _table(road: Summary, title: str | None, dash: str) -> Table:
+    """Where nothing but transcripts was asked for, columns without a value are left out."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE)
     table.add_column("after", no_wrap=True)
-    columns = _columns(summary)
+    columns = _columns(road)
+    if all(row.fuzzy is None for row in road.rows):
+        columns = [(name, value) for name, value in columns if any(value(row) for row in road.rows)]
     for name, _ in columns:
         table.add_column(escape(name), justify="right")
-    for row in summary.rows:
+    for row in road.rows:
         table.add_row(escape(row.after), *(value(row) or dash for _, value in columns))
-    console.print(table)
-    notes = ["right, exact, cascade, teacher: share of answers; closed: of the gap between teacher and right"]
-    notes += [f"closed {dash}: {why}" for why in dict.fromkeys(row.why_no_gap for row in summary.rows) if why]
-    for note in notes:
-        console.print(f" {note}", style="dim", markup=False, highlight=False)
+    return table
 
 
 def write_summary(summary: Summary, file: Path) -> None:
