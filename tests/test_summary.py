@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rlspeech.config import DataConfig, EvaluateConfig, OptimConfig, PipelineConfig, SftConfig
 from rlspeech.errors import UserError
+from rlspeech.reporting.page import job_view
 from rlspeech.reporting.read_runs import SetScores, read_jobs
 from rlspeech.reporting.summary import Summary, gap_closed, print_table, summarise, write_summary
 from rlspeech.run_dir import RunDir
@@ -163,6 +164,12 @@ def test_each_road_has_its_table_and_nothing_is_cut_in_100_columns(tmp_path: Pat
     assert heads[1][3:] == ["U-WER", "B-WER"]
     assert [line.split() for line in shown if "rlbr" in line] == [["rlbr", "16.3%", "1.7%", "61.3%"]]
     assert not any("…" in line for line in shown)
+    view = job_view(read_jobs(tmp_path)[0], "run-1", samples=0)
+    assert [[line.name for line in one.lines] for one in view.tables] == [["start", "teacher"], ["sft_calls", "rlbr"]]
+    assert [[(tile.name, tile.now, tile.then) for tile in tiles] for tiles in view.tiles][1] == [
+        ("Word errors", "16.3%", "27.6%"),
+        ("Errors of rare words", "61.3%", "78.5%"),
+    ]
 
 
 def test_the_table_says_why_no_gap_is_closed_and_shows_names_as_they_are(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rlspeech.reporting import curves
 from rlspeech.reporting.curves import Chart, charts
-from rlspeech.reporting.read_runs import Job, Stage
+from rlspeech.reporting.read_runs import Job, Stage, roads_of
 from rlspeech.reporting.samples import Shown, Step, first_and_last, legend, shown_samples
 from rlspeech.reporting.summary import summary_of
 from rlspeech.reporting.tables import Table, Tile, by_kind, held_out, overview, tiles
@@ -29,6 +29,7 @@ TITLES = {
     "align": "the projector learns to place speech where the language model can read it",
     "sft": "projector and adapter learn to answer instructions about audio",
     "distill": "the student's own replies move towards what the teacher would have written",
+    "rlbr": "of its own replies and the right transcript, what the rewards prefer is made more likely",
 }
 
 
@@ -53,8 +54,8 @@ class JobView:
     folder: str
     facts: tuple[tuple[str, str], ...]
     command: str
-    tiles: Sequence[Tile]
-    table: Table | None
+    tiles: Sequence[Sequence[Tile]]  # of each road
+    tables: Sequence[Table]
     kinds: Table | None
     stages: Sequence[StageView]
     samples: Sequence[Shown]
@@ -78,7 +79,7 @@ def page(jobs: Sequence[Job], *, samples: int) -> str:
 
 
 def job_view(job: Job, anchor: str, samples: int) -> JobView:
-    summary = summary_of(job)
+    roads = roads_of(job)
     missing = [f"{folder.name}: this evaluation has not finished" for folder in job.unfinished]
     if not job.evaluations:
         missing.append("No evaluation was run, so there are no held-out numbers and no samples: see rlspeech evaluate.")
@@ -90,9 +91,9 @@ def job_view(job: Job, anchor: str, samples: int) -> JobView:
         str(job.folder),
         tuple(_facts(job)),
         " ".join(map(str, _environment(job).get("command", []))),
-        tiles(summary),
-        held_out(job, summary) if job.evaluations else None,
-        by_kind(job),
+        [tiles(summary_of(road)) for road in roads],
+        [held_out(road, summary_of(road)) for road in roads],
+        next(filter(None, map(by_kind, roads)), None),
         [stage_view(stage) for stage in job.stages],
         shown_samples(job, samples),
         tuple(missing),
@@ -104,7 +105,7 @@ def stage_view(stage: Stage) -> StageView:
     steps = max((record["step"] for record in stage.metrics if isinstance(record.get("step"), int)), default=0)
     known, more = charts([*stage.frames, *stage.metrics])
     missing = [] if stage.metrics else ["No step was recorded in metrics.jsonl, so there are no curves of this stage."]
-    if stage.verb == "distill" and not stage.rollouts:
+    if stage.verb in ("distill", "rlbr") and not stage.rollouts:
         missing.append("No rollout was written down in rollouts.jsonl.")
     state = "finished" if stage.done else f"not finished: {steps} of {settings.get('optim.steps', 'unknown')} steps"
     facts = [(name, _text(settings[key])) for key, name in SHOWN_SETTINGS if key in settings]
@@ -113,7 +114,7 @@ def stage_view(stage: Stage) -> StageView:
     if stage.resumes:
         facts.append(("resumed", f"{stage.resumes} time{'s' * (stage.resumes > 1)}"))
     return StageView(
-        stage.verb,
+        stage.name,
         TITLES.get(stage.verb, ""),
         state,
         stage.done is not None,

@@ -4,7 +4,7 @@ A job is a folder of stage folders (`rlspeech pipeline` makes one), or one stage
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,6 +103,11 @@ class Stage:
     frames: Sequence[Mapping[str, Any]] = ()  # the first part of align
     rollouts: Sequence[Reply] = ()
 
+    @property
+    def name(self) -> str:
+        """Its folder's where that is named after its verb, as sft_calls is."""
+        return self.folder.name if self.folder.name.startswith(self.verb) else self.verb
+
 
 @dataclass(frozen=True)
 class Job:
@@ -161,7 +166,7 @@ def _jobs(folder: Path, depth: int = DEEPEST) -> list[Job]:
 
 def _job(folder: Path, parts: Sequence[Path]) -> Job:
     stages = sorted((_stage(part) for part in parts if verb_of(part) != EVALUATE), key=_began)
-    places = [s.folder.name if s.folder.name.startswith(s.verb) else s.verb for s in stages]
+    places = [stage.name for stage in stages]
     evaluations, unfinished = [], []
     for part in (part for part in parts if verb_of(part) == EVALUATE):
         found = read_json(part / "evaluation.json")
@@ -215,6 +220,19 @@ def _place(after: str, stages: Sequence[str]) -> tuple[int, int]:
         return len(stages) - 1 - stages[::-1].index(after), rank
     earlier = [index for index, name in enumerate(stages) if _rank(name) < rank or rank == len(ROAD)]
     return max(earlier, default=-1), rank
+
+
+def roads_of(job: Job) -> list[Job]:
+    """The job once for each choice of held-out sets, with the evaluations that have one of them, in order."""
+    roads: list[tuple[set[str], list[Evaluation]]] = []
+    for evaluation in job.evaluations:
+        sets = set(evaluation.results.sets)
+        known, found = next((road for road in roads if road[0] & sets), (set(), []))
+        if not found:
+            roads.append((known, found))
+        known |= sets
+        found.append(evaluation)
+    return [replace(job, evaluations=tuple(found)) for _, found in roads]
 
 
 def _table(file: Path) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from rlspeech.errors import UserError
 from rlspeech.reporting.files import write_text
-from rlspeech.reporting.read_runs import Evaluation, Job, Scores, SetScores, read_jobs
+from rlspeech.reporting.read_runs import Evaluation, Job, Scores, SetScores, read_jobs, roads_of
 
 WIDTH = 100  # columns of a table in a log
 MOST_SETS = 3  # with a column each; of more sets the mean is shown
@@ -45,7 +45,11 @@ class Row:
 class Summary:
     name: str
     sets: tuple[str, ...]
-    rows: tuple[Row, ...]
+    roads: tuple[tuple[Row, ...], ...]  # by the sets that they were measured on
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(row for road in self.roads for row in road)
 
 
 def summarise(folder: Path) -> Summary:
@@ -57,8 +61,10 @@ def summarise(folder: Path) -> Summary:
 
 
 def summary_of(job: Job) -> Summary:
+    """The gap of an evaluation is held against the first one of its road."""
     sets = tuple(dict.fromkeys(name for evaluation in job.evaluations for name in evaluation.results.sets))
-    return Summary(job.name, sets, tuple(_row(evaluation, job.evaluations[0]) for evaluation in job.evaluations))
+    roads = tuple(tuple(_row(one, road.evaluations[0]) for one in road.evaluations) for road in roads_of(job))
+    return Summary(job.name, sets, roads)
 
 
 def gap_closed(before: Mapping[str, SetScores], after: Mapping[str, SetScores]) -> tuple[float | None, str]:
@@ -88,40 +94,34 @@ def print_table(summary: Summary, console: Console | None = None) -> None:
         return
     dash = DASH if console.encoding.startswith("utf") else "-"
     title: str | None = escape(f"{summary.name}: held-out numbers")
-    for road in _roads(summary):
-        console.print(_table(road, title, dash))
+    for rows in summary.roads:
+        sets = tuple(name for name in summary.sets if any(name in row.wer for row in rows))
+        console.print(_table(rows, sets, title, dash))
         title = None
         notes = ["right, exact, cascade, teacher: share of answers; closed: of the gap between teacher and right"]
-        notes += [f"closed {dash}: {why}" for why in dict.fromkeys(row.why_no_gap for row in road.rows) if why]
-        for note in notes if any(row.fuzzy is not None for row in road.rows) else []:
+        notes += [f"closed {dash}: {why}" for why in dict.fromkeys(row.why_no_gap for row in rows) if why]
+        for note in notes if any(row.fuzzy is not None for row in rows) else []:
             console.print(f" {note}", style="dim", markup=False, highlight=False)
 
 
-def _roads(summary: Summary) -> list[Summary]:
-    """Rows by the sets that they were measured on, in order of first appearance."""
-    roads: dict[tuple[str, ...], list[Row]] = {}
-    for row in summary.rows:
-        roads.setdefault(tuple(row.wer), []).append(row)
-    return [Summary(summary.name, sets, tuple(rows)) for sets, rows in roads.items()]
-
-
-def _table(road: Summary, title: str | None, dash: str) -> Table:
+def _table(rows: Sequence[Row], sets: Sequence[str], title: str | None, dash: str) -> Table:
     """Where nothing but transcripts was asked for, columns without a value are left out."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE)
     table.add_column("after", no_wrap=True)
-    columns = _columns(road)
-    if all(row.fuzzy is None for row in road.rows):
-        columns = [(name, value) for name, value in columns if any(value(row) for row in road.rows)]
+    columns = _columns(rows, sets)
+    if all(row.fuzzy is None for row in rows):
+        columns = [(name, value) for name, value in columns if any(map(value, rows))]
     for name, _ in columns:
         table.add_column(escape(name), justify="right")
-    for row in road.rows:
+    for row in rows:
         table.add_row(escape(row.after), *(value(row) or dash for _, value in columns))
     return table
 
 
 def write_summary(summary: Summary, file: Path) -> None:
     """summary.json: the rows as they are here. Replaced as a whole."""
-    write_text(file, json.dumps(asdict(summary), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    told = {"name": summary.name, "sets": summary.sets, "rows": [asdict(row) for row in summary.rows]}
+    write_text(file, json.dumps(told, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -179,16 +179,15 @@ def _fuzzy(scores: Scores | None) -> float | None:
     return scores.fuzzy if scores else None
 
 
-def _columns(summary: Summary) -> list[tuple[str, Callable[[Row], str]]]:
+def _columns(rows: Sequence[Row], sets: Sequence[str]) -> list[tuple[str, Callable[[Row], str]]]:
     def of(name: str) -> Callable[[Row], str]:
         return lambda row: percent(row.wer.get(name))
 
-    sets = summary.sets
     names = short_names(sets)
     errors: list[tuple[str, Any]] = [(f"WER {names[name]}", of(name)) for name in sets]
     if len(sets) > MOST_SETS:
         errors = [("WER mean", lambda row: percent(mean(row.wer.values())))]
-    if any(row.b_wer is not None for row in summary.rows):
+    if any(row.b_wer is not None for row in rows):
         errors += [("U-WER", lambda row: percent(row.u_wer)), ("B-WER", lambda row: percent(row.b_wer))]
     return [
         *errors,

@@ -130,7 +130,7 @@ def overview(summaries: Sequence[Summary]) -> Table:
 
 
 def tiles(summary: Summary) -> list[Tile]:
-    """The four numbers that tell most, as far as they were measured."""
+    """The numbers that tell most, as far as they were measured."""
     if not summary.rows:
         return []
     first, last = summary.rows[0], summary.rows[-1]
@@ -138,6 +138,7 @@ def tiles(summary: Summary) -> list[Tile]:
     sets = ", ".join(f"{names[name]} {percent(rate)}" for name, rate in last.wer.items() if rate is not None)
     found = [
         ("Word errors", mean(last.wer.values()), mean(first.wer.values()), percent, sets),
+        ("Errors of rare words", last.b_wer, first.b_wer, percent, f"of all others {percent(last.u_wer) or NONE}"),
         ("Right answers", last.fuzzy, first.fuzzy, percent, f"teacher {percent(last.teacher) or NONE}"),
         ("KL to the teacher", last.kl_nats, first.kl_nats, lambda nats: f"{nats:.3f}", "nats per token, held out"),
     ]
@@ -146,7 +147,7 @@ def tiles(summary: Summary) -> list[Tile]:
         for name, now, then, text, told in found
         if now is not None
     ]
-    if len(summary.rows) == 1:
+    if len(summary.rows) == 1 or all(row.fuzzy is None for row in summary.rows):
         return shown
     told = last.why_no_gap or "of the distance to the teacher in right answers"
     return [*shown, Tile("Gap closed", percent(last.gap_closed, 0) or NONE, "", told)]
