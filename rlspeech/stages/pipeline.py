@@ -73,7 +73,7 @@ def read_parts(config: PipelineConfig) -> tuple[list[Part], list[SynthConfig]]:
     known = [part.name for part in parts]
     for name in config.evaluations:
         if name not in known:
-            raise UserError(f"evaluations.{name}: no stage of this job that learns; those are {', '.join(known)}")
+            log.warning("evaluations.%s: not used, no stage of this job has that name: %s", name, ", ".join(known))
     for path in {*config.evaluations.values(), *([config.evaluate] if config.evaluate else [])}:
         load(EvaluateConfig, find_recipe(path), {})
     return parts, made
