@@ -137,7 +137,13 @@ def _continue(
 
 @contextmanager
 def _own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills what is None from the checkpoint's generation config, such as penalties: they are kept out."""
+    """`generate` fills what is None from the checkpoint's generation config, such as penalties: they are kept out.
+
+    So are the positions of the batch before, which Qwen's Omni models remember and would add to this one's.
+    """
+    for part in model.modules():
+        if getattr(part, "rope_deltas", None) is not None:
+            part.rope_deltas = None
     kept, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
