@@ -24,6 +24,7 @@ from rlspeech.config import (
     SftConfig,
     SynthConfig,
 )
+from rlspeech.config_dpo import DpoConfig, PairsConfig
 from rlspeech.config_rewards import RewardTryConfig, ScoreConfig
 from rlspeech.errors import UserError, did_you_mean
 from rlspeech.plugins import shipped
@@ -35,6 +36,8 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "align": AlignConfig,
     "sft": SftConfig,
     "distill": DistillConfig,
+    "pairs": PairsConfig,
+    "dpo": DpoConfig,
     "rlbr": RlbrConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,

@@ -138,6 +138,8 @@ class TokenBatch:
     advantages: Tensor | None = None  # [N]
     old_logprobs: Tensor | None = None  # [N] the learner's own before the first update of the step
     reference_logprobs: Tensor | None = None  # [N] of the policy that a KL term holds on to
+    pair: Tensor | None = None  # [N] which pair of the step a token's reply belongs to; -1: to none
+    preferred: Tensor | None = None  # [N] of its preferred reply, not of its rejected one
     sft_weights: Tensor | None = None  # [N] of the cross-entropy, on the scale of `weights`; 0: not the teacher's own
     idle: float = 0.0  # weight that no token has, in what the step's loss is divided by: see losses.grpo
 

@@ -58,6 +58,32 @@ VERBS = {
         resumes=True,
         self_tests=True,
     ),
+    "pairs": Verb(
+        "the student's own replies to each audio, and pairs of a good and a faulty one",
+        "Samples several replies to each prompt at several temperatures, looks for faults in them (loops, lists that "
+        "say the same again and again, names, numbers and quotes that are not in the transcript), asks the teacher how "
+        "likely they are where one is named, and pairs a faultless reply with a faulty one of about its length. Writes "
+        "pairs.jsonl and pairs.parquet in TRL's columns (prompt, chosen, rejected), and a report of reasons, margins "
+        "and lengths.",
+        (
+            "rlspeech pairs --student tiny",
+            "rlspeech pairs tiny/pairs --replies.temperatures 0.7,1.2 --choosing.length-ratio 3",
+        ),
+        resumes=True,
+    ),
+    "dpo": Verb(
+        "stage 3: preference learning against repetition and hallucination",
+        "Of two replies to the same audio the preferred one becomes more likely and the rejected one less (DPO; also "
+        "IPO, length-normalised, with a term that holds on to the preferred reply). Learns from the pairs that "
+        "`rlspeech pairs` made, from any file with prompt, chosen, rejected and audio, or with --online from fresh "
+        "replies while it learns. The reference is the student that the stage begins with.",
+        (
+            "rlspeech dpo --student tiny",
+            "rlspeech dpo tiny/dpo --loss-options.beta 0.2 --loss-options.nll_weight 0.5",
+        ),
+        learns=True,
+        resumes=True,
+    ),
     "rlbr": Verb(
         "contextual speech recognition by reinforcement learning with biasing rewards",
         "The student hears audio, reads a list of words that may be said, and samples several transcripts; rewards "

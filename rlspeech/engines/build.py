@@ -11,6 +11,7 @@ from typing import Any
 
 from rlspeech.catalog import is_url
 from rlspeech.config import DistillConfig, OnPolicyStage, OptimConfig, RlbrConfig, Stage, TeacherConfig
+from rlspeech.config_dpo import PairsConfig
 from rlspeech.engines.learner_torch import TorchLearner
 from rlspeech.engines.loading import StudentPlace, student_place, teacher_folder, tokenizer_place
 from rlspeech.engines.measure import Objective
@@ -64,6 +65,24 @@ def schedule(config: OnPolicyStage) -> OptimConfig:
     updates = config.updates if isinstance(config, RlbrConfig) else 1
     optim = config.optim
     return optim.model_copy(update={"steps": optim.steps * updates, "warmup_steps": optim.warmup_steps * updates})
+
+
+def build_sampler(config: PairsConfig, place: StudentPlace, student: Student) -> RolloutEngine:
+    """What a student that does not learn writes with."""
+    return _vllm_rollouts(config, place, student) if config.engines.rollouts == "vllm" else build_rollouts(student)
+
+
+def build_reader(config: PairsConfig, student: Student) -> Teacher:
+    """The teacher that tells how likely a reply is, whatever distribution it was drawn from."""
+    assert config.teacher is not None
+    reading, trust = config.reading, config.trust_remote_code
+    folder = None if is_url(config.teacher) else teacher_folder(config.teacher, trust_remote_code=trust)
+    place = folder or (tokenizer_place(reading.tokenizer, trust) if reading.tokenizer else None)
+    rereader = crossing(place, student, trust_remote_code=trust) if place else None
+    if folder is None:
+        tokenizer = _tokenizer(place, trust) if place else student.tokenizer
+        return matched(_by_url(config.teacher, reading, tokenizer), rereader)
+    return matched(_in_process(config, folder, reading, reading.top_k if rereader else None), rereader)
 
 
 def build_learner(config: Stage, student: Student) -> Learner:
@@ -153,7 +172,7 @@ def _tokenizer(place: Path | str, trust_remote_code: bool) -> Any:
     return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
 
 
-def _in_process(config: DistillConfig, folder: Path, reading: TeacherConfig, top_k: int | None) -> Teacher:
+def _in_process(config: DistillConfig | PairsConfig, folder: Path, reading: TeacherConfig, top_k: int | None) -> Teacher:
     if config.engines.teacher == "transformers":
         return _by_transformers(folder, reading, top_k, config.trust_remote_code)
     from rlspeech.engines import teacher_vllm, vllm_engine
@@ -181,7 +200,7 @@ def _by_url(url: str, reading: TeacherConfig, tokenizer: Any) -> Teacher:
     )
 
 
-def _vllm_rollouts(config: OnPolicyStage, place: StudentPlace, student: Student) -> RolloutEngine:
+def _vllm_rollouts(config: OnPolicyStage | PairsConfig, place: StudentPlace, student: Student) -> RolloutEngine:
     from rlspeech.engines import rollout_vllm, vllm_engine
 
     llm = vllm_engine.start(place.folder, config.vllm, vllm_engine.Layout())

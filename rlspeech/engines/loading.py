@@ -10,6 +10,7 @@ import torch
 
 from rlspeech.catalog import Resolved, fetch, resolve, source
 from rlspeech.config import EvaluateConfig, Stage
+from rlspeech.config_dpo import PairsConfig
 from rlspeech.errors import UserError
 from rlspeech.plugins import find_class
 from rlspeech.protocols import Student
@@ -47,7 +48,7 @@ def family_of(model: Resolved) -> Any:
     return find_class("students", model.family, "Student")
 
 
-def student_place(config: Stage | EvaluateConfig, name: str) -> StudentPlace:
+def student_place(config: Stage | PairsConfig | EvaluateConfig, name: str) -> StudentPlace:
     """As `StudentPlace.of`, with what a recipe says of loading."""
     given = {"trust_remote_code": config.trust_remote_code, "windows_at_once": config.audio.windows_at_once}
     return StudentPlace.of(name, **given)

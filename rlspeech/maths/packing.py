@@ -24,6 +24,7 @@ PADDING = -1  # branch of padding
 PER_TOKEN = (  # fields of a TokenBatch with a row for each reply token
     *("at", "targets", "weights", "rollout", "span", "sampler_logprobs", "teacher_logprobs", "teacher_hidden"),
     *("teacher_topk_ids", "teacher_topk_logprobs", "advantages", "old_logprobs", "reference_logprobs", "sft_weights"),
+    *("pair", "preferred"),
 )
 
 

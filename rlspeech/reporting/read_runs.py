@@ -38,6 +38,8 @@ class Scores(Part):
     exact: float | None = None
     fuzzy: float | None = None
     repetition: float | None = None
+    repetitive: float | None = None
+    unsupported: float | None = None
     kl_nats: float | None = None
     by_kind: dict[str, float | None] = {}
 

@@ -38,6 +38,8 @@ class Row:
     gap_closed: float | None
     u_wer: float | None = None  # of words that are not rare, and of those that are: means over the sets that tell them
     b_wer: float | None = None
+    repetitive: float | None = None  # share of replies that repeat themselves
+    unsupported: float | None = None  # share that say what is not in the transcript
     why_no_gap: str = ""  # why gap_closed is None
 
 
@@ -166,6 +168,8 @@ def _row(evaluation: Evaluation, first: Evaluation) -> Row:
         gap_closed=closed,
         u_wer=mean(scores.u_wer for scores in students),
         b_wer=mean(scores.b_wer for scores in students),
+        repetitive=mean(scores.repetitive for scores in students),
+        unsupported=mean(scores.unsupported for scores in students),
         why_no_gap=why,
     )
 
@@ -189,12 +193,14 @@ def _columns(rows: Sequence[Row], sets: Sequence[str]) -> list[tuple[str, Callab
         errors = [("WER mean", lambda row: percent(mean(row.wer.values())))]
     if any(row.b_wer is not None for row in rows):
         errors += [("U-WER", lambda row: percent(row.u_wer)), ("B-WER", lambda row: percent(row.b_wer))]
+    unsaid: list[tuple[str, Any]] = [("unsaid", lambda row: percent(row.unsupported))]
     return [
         *errors,
         ("right", lambda row: percent(row.fuzzy)),
         ("exact", lambda row: percent(row.exact)),
         ("KL nats", lambda row: "" if row.kl_nats is None else f"{row.kl_nats:.3f}"),
         ("repeats", lambda row: percent(row.repetition)),
+        *(unsaid if any(row.unsupported is not None for row in rows) else []),
         ("cascade", lambda row: percent(row.cascade)),
         ("teacher", lambda row: percent(row.teacher)),
         ("closed", lambda row: percent(row.gap_closed, 0)),

@@ -66,6 +66,10 @@ BIASING = (  # shown where rare words were measured
     Measure("U-WER", "u_wer", min, percent, "word errors of the words that are not rare, lower is better"),
     Measure("B-WER", "b_wer", min, percent, "word errors of the rare words, lower is better"),
 )
+FAULTS = (  # shown where the detectors looked at the replies
+    Measure("repeating", "repetitive", min, percent, "share of replies that repeat themselves, lower is better"),
+    Measure("unsaid", "unsupported", min, percent, "share of replies that say what is not said, lower is better"),
+)
 GAP = ("gap closed", "share of the gap between teacher and student, in right answers, that is closed since the start")
 
 
@@ -154,9 +158,11 @@ def tiles(summary: Summary) -> list[Tile]:
 
 
 def _measures(evaluations: Sequence[Evaluation]) -> tuple[Measure, ...]:
-    """Those of every run, and those of rare words where one was measured."""
+    """Those of every run, those of faults where they were looked for, and of rare words where one was measured."""
     students = [scores.student for evaluation in evaluations for scores in evaluation.results.sets.values()]
-    return (*MEASURES, *BIASING) if any(one.b_wer is not None for one in students) else MEASURES
+    faults = FAULTS if any(one.unsupported is not None for one in students) else ()
+    rare = BIASING if any(one.b_wer is not None for one in students) else ()
+    return (*MEASURES, *faults, *rare)
 
 
 def _values(

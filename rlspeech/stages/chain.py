@@ -8,6 +8,7 @@ from typing import cast
 
 from rlspeech.catalog import resolve
 from rlspeech.config import Stage
+from rlspeech.config_dpo import PairsConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import CONFIGS, find_recipe, load, shipped_recipes, stage_of
 
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 BEFORE = ("align", "sft", "distill")  # verbs of what a stage may start from
 
 
-def starting_point(config: Stage) -> str:
+def starting_point(config: Stage | PairsConfig) -> str:
     """What `student` names, or, with `after`, the checkpoint of that stage in the run folder beside this one.
 
     A student given as a folder is taken as it is. Where the stage before has no finished run, its recipe of the same
@@ -38,7 +39,7 @@ def starting_point(config: Stage) -> str:
     return str(folder / "checkpoint")
 
 
-def _settings(config: Stage, verb: str, recipe: str, folder: Path) -> Stage:
+def _settings(config: Stage | PairsConfig, verb: str, recipe: str, folder: Path) -> Stage:
     given = {"student": config.student, "run_dir": str(folder)}
     before = cast("Stage", load(CONFIGS[verb], find_recipe(recipe), given))
     shared = {"train": config.data.train, "tests": config.data.tests, "synth": config.data.synth}

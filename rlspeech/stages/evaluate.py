@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlspeech.catalog import resolve
 from rlspeech.config import EvaluateConfig
+from rlspeech.config_dpo import DetectorsConfig
 from rlspeech.data.manifest import relative
 from rlspeech.data.rows import Need
 from rlspeech.engines.build import build_rollouts, build_teacher
@@ -20,6 +21,7 @@ from rlspeech.maths.scores import TRANSCRIBE, score
 from rlspeech.protocols import Sampling, Student, Teacher
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.biasing_lists import Lists
+from rlspeech.stages.examining import Examiner, fault_shares
 from rlspeech.stages.hearing import Data, Recording, flat, hear, listen, read_samples, recordings_of
 from rlspeech.stages.held_out import divergence
 from rlspeech.stages.models import use_threads
@@ -65,6 +67,7 @@ class Evaluation:
     folder: RunDir
     student: Student
     teacher: Teacher | None
+    examiner: Examiner = field(default_factory=lambda: Examiner.of(DetectorsConfig()))
 
     def of(self, tests: Mapping[str, Sequence[Recording]]) -> dict[str, Any]:
         key = self._teacher_key(tests)
@@ -91,14 +94,18 @@ class Evaluation:
         rollouts = self._rollouts(recordings)
         samples = [rollout.sample for rollout in rollouts]
         replies = [rollout.completion.text for rollout in rollouts]
-        scores: dict[str, Any] = {"student": asdict(score(samples, replies))}
+        audio_s = [one.audio_s for one in recordings for _ in one.samples]
+        ended = [rollout.completion.finish == "stop" for rollout in rollouts]
+        faults = fault_shares(self.examiner, samples, audio_s, replies, ended)
+        scores: dict[str, Any] = {"student": {**asdict(score(samples, replies)), **faults}}
         columns: dict[str, list[str | None]] = {}
         kl_of: Mapping[int, Sequence[float]] = {}
         if self.teacher is not None:
             read = [known.get((name, sample.id)) for sample in samples]
             if None in read:
                 read = self.teacher.reply(samples, max_tokens=self.config.evaluation.max_tokens)
-            scores["teacher"] = asdict(score(samples, read))
+            faults = fault_shares(self.examiner, samples, audio_s, read)
+            scores["teacher"] = {**asdict(score(samples, read)), **faults}
             columns["teacher_reply"] = read
         if self.teacher is not None and (scores["student"]["wer"] or 0) < self.config.evaluation.compare_below_wer:
             kl_of = self._divergence(self.teacher, rollouts)

@@ -9,6 +9,7 @@ from rlspeech.config_objective import GuardConfig
 log = logging.getLogger(__name__)
 
 WATCHED = "rollout/repetition_share"
+CHOSEN = "train/rewards_chosen"
 
 
 @dataclass
@@ -39,6 +40,27 @@ class Guard:
             self.warned = True
             note = "step %d: %s, above guard.repetition_warn = %g for %d steps; look at rollouts.jsonl"
             log.warning(note, step, _told(share), warn, self.above_warn)
+        return None
+
+
+@dataclass
+class FallingChosen:
+    """DPO's preferred replies, watched: it can make them less likely, as long as the rejected ones fall faster."""
+
+    config: GuardConfig
+    below: int = 0  # steps in a row
+    warned: bool = False
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        reward = metrics.get(CHOSEN)
+        if reward is None:
+            return None
+        self.below = self.below + 1 if reward < 0 else 0
+        self.warned = self.warned and self.below > 0
+        if self.below >= self.config.patience and not self.warned:
+            self.warned = True
+            note = "step %d: the preferred replies have been less likely than at the start for %d steps (%s = %.3g); "
+            log.warning(note + "loss_options.nll_weight holds on to them", step, self.below, CHOSEN, reward)
         return None
 
 

@@ -25,6 +25,10 @@ class Recording:
     samples: tuple[Sample, ...]
     waves: tuple[Waveform, ...]
 
+    @property
+    def audio_s(self) -> float:
+        return sum(wave.duration_s for wave in self.waves)
+
 
 @dataclass(frozen=True)
 class Data:
@@ -98,7 +102,7 @@ def hear(student: Student, recordings: Sequence[Recording], *, reply_tokens: int
         return student.render(sample, waves, reply_tokens=room)
 
     return [
-        Heard(r.samples, tuple(render(sample, r.waves) for sample in r.samples), sum(w.duration_s for w in r.waves))
+        Heard(r.samples, tuple(render(sample, r.waves) for sample in r.samples), r.audio_s)
         for r in recordings
     ]
 

@@ -15,7 +15,7 @@ from rlspeech.run_dir import RunDir
 from rlspeech.stages.guard import Guard
 from rlspeech.stages.hearing import Heard, flat
 from rlspeech.stages.overlap import Ahead
-from rlspeech.stages.training import Prepared, Recovery, learn
+from rlspeech.stages.training import Prepared, Recovery, Watch, learn
 
 
 class Measure(Protocol):
@@ -73,10 +73,19 @@ class OnPolicy(ABC):
             loss,
             self.prepare,
             name=name,
-            temperature=self.config.sampling.temperature,
+            temperature=self.temperature,
             recovery=Recovery(cluster.max_restarts, self.restart) if cluster else None,
-            watch=Guard(self.config.guard),
+            watch=self.watch(),
         )
+
+    @property
+    def temperature(self) -> float:
+        """Of the distribution that the loss is about."""
+        return self.config.sampling.temperature
+
+    def watch(self) -> Watch:
+        """Looks at each step's metrics, and says why the run is to stop."""
+        return Guard(self.config.guard)
 
     def sampling(self, step: int, *, times: int = 1) -> Sampling:
         """How the replies of a step are drawn; `times` as many of them as the recipe says."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech.config import AlignConfig, EvaluateConfig, PipelineConfig, ReportConfig, Stage, SynthConfig
+from rlspeech.config_dpo import DpoConfig, PairsConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import CONFIGS, find_recipe, load, stage_of
 from rlspeech.run_dir import RunDir
@@ -16,20 +17,26 @@ from rlspeech.stages.plan import check_can_run
 
 log = logging.getLogger(__name__)
 
-LEARNING = ("align", "sft", "distill", "rlbr")
+LEARNING = ("align", "sft", "distill", "dpo", "rlbr")
+KNOWN = (*LEARNING, "pairs")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One learning stage of the job: its name, which is its recipe's and its folder's, its verb and settings."""
+    """One stage of the job: its name, which is its recipe's and its folder's, its verb and settings."""
 
     name: str
     verb: str
-    config: Stage
+    config: Stage | PairsConfig
 
     @property
-    def checkpoint(self) -> Path:
-        return self.config.run_dir / "checkpoint"
+    def learns(self) -> bool:
+        return not isinstance(self.config, PairsConfig)
+
+    @property
+    def checkpoint(self) -> str:
+        """Where the next stage begins. Pairs are those of a student, and leave it as it is."""
+        return str(self.config.run_dir / "checkpoint") if self.learns else self.config.student
 
 
 def run(config: PipelineConfig, *, resume: bool = False) -> None:
@@ -58,19 +65,20 @@ def read_parts(config: PipelineConfig) -> tuple[list[Part], list[SynthConfig]]:
         if verb == "synth":
             made.append(load(SynthConfig, recipe, {}))
             continue
-        if verb not in LEARNING:
-            known = ", ".join(LEARNING)
+        if verb not in KNOWN:
+            known = ", ".join(KNOWN)
             raise UserError(f"{recipe}: stage {verb!r} cannot be part of a pipeline; {known} and synth can")
         stage = recipe.stem
         if stage in [part.name for part in parts]:
             raise UserError(f"{recipe}: a second stage {stage!r}; their folders have the names of their recipes")
         settings = load(CONFIGS[verb], recipe, {})
-        check_can_run(settings)
+        if verb in LEARNING:
+            check_can_run(settings)
         update = {"run_dir": config.run_dir / stage, "seed": config.seed, **_start(settings, parts)}
         parts.append(Part(stage, verb, settings.model_copy(update=update)))
-    if not parts:
+    if not any(part.learns for part in parts):
         raise UserError("stages: names no stage that learns")
-    known = [part.name for part in parts]
+    known = [part.name for part in parts if part.learns]
     for name in config.evaluations:
         if name not in known:
             log.warning("evaluations.%s: not used, no stage of this job has that name: %s", name, ", ".join(known))
@@ -79,15 +87,22 @@ def read_parts(config: PipelineConfig) -> tuple[list[Part], list[SynthConfig]]:
     return parts, made
 
 
-def _start(settings: Stage, earlier: Sequence[Part]) -> dict[str, Any]:
+def _start(settings: Stage | PairsConfig, earlier: Sequence[Part]) -> dict[str, Any]:
     """From the stage that `after` names where it is part of this job, else from the one before.
 
-    Stage 0 without `after` starts from its own student: a road beside the first one.
+    Stage 0 without `after` starts from its own student: a road beside the first one. DPO has the pairs of the last
+    stage `pairs` before it, and starts from the student whose replies they are.
     """
     named = [part for part in earlier if part.name == settings.after]
     if not earlier or (isinstance(settings, AlignConfig) and not named):
         return {}
-    return {"student": str((named or earlier)[-1].checkpoint), "after": None}
+    pairs = [part for part in earlier if not part.learns]
+    if isinstance(settings, DpoConfig) and pairs and not named:
+        named = pairs
+    start = {"student": (named or earlier)[-1].checkpoint, "after": None}
+    if isinstance(settings, DpoConfig) and pairs and not settings.online:
+        start |= {"pairs": pairs[-1].config.run_dir / "pairs.jsonl", "make": None}
+    return start
 
 
 def _run_parts(config: PipelineConfig, parts: Sequence[Part]) -> None:
@@ -97,8 +112,9 @@ def _run_parts(config: PipelineConfig, parts: Sequence[Part]) -> None:
     for part in parts:
         log.info("== %s", part.name)
         importlib.import_module(f"rlspeech.stages.{part.verb}").run(part.config, resume=True)
-        _evaluate(config, part.name, str(part.checkpoint), previous)
-        previous = part.name
+        if part.learns:
+            _evaluate(config, part.name, part.checkpoint, previous)
+            previous = part.name
 
 
 def _evaluate(config: PipelineConfig, after: str, student: str, previous: str | None) -> None:

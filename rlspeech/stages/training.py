@@ -112,7 +112,8 @@ def _steps(
             started_s = time.monotonic()
             prepared = prepare(step)
             ready_s = time.monotonic()
-            if not prepared.updates:
+            learned = Learned({"train/loss": 0.0}, {})  # of a step that has nothing to learn from
+            if not prepared.updates and prepared.batches:
                 learned = learner.evaluate(prepared.batches, loss, temperature=temperature)
             for _ in range(prepared.updates):
                 learned = learner.step(prepared.batches, loss, temperature=temperature)
@@ -120,7 +121,7 @@ def _steps(
             metrics = {**learned.metrics, **prepared.metrics}
             metrics |= {"time/step_s": ended_s - started_s, "time/learn_s": ended_s - ready_s}
             metrics["learn/positions"] = positions = _positions(prepared.batches)
-            metrics["learn/padding_share"] = 1 - positions / sum(batch.branch.numel() for batch in prepared.batches)
+            metrics["learn/padding_share"] = _padding_share(prepared.batches)
             metrics["learn/tokens_per_s"] = positions / (ended_s - ready_s)
             metrics |= prepared.look(learned)
             run.append("metrics.jsonl", {"step": step + 1, **metrics})
@@ -150,6 +151,10 @@ def finish(run: RunDir, config: Stage, learner: Learner, metrics: Mapping[str, A
         (folder / "README.md").write_text(card(config, dict(metrics), stage=stage, start=start))
     run.finish({"stage": stage, "start": start, "metrics": dict(metrics)})
     log.info("%s: done, checkpoint in %s", stage, run.checkpoint)
+
+
+def _padding_share(batches: Sequence[TokenBatch]) -> float:
+    return 1 - _positions(batches) / max(1, sum(batch.branch.numel() for batch in batches))
 
 
 def _positions(batches: Sequence[TokenBatch]) -> float:
