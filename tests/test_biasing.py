@@ -38,7 +38,7 @@ def plainly(reference: Sequence[str], hypothesis: Sequence[str], rare: Collectio
     for side in (False, True):
         length = sum((word in rare) == side for word in reference)
         sides[side] = Edits(*(counts[side, kind] for kind in ("sub", "ins", "del")), length)
-    both = [getattr(sides[False], name) + getattr(sides[True], name) for name in Edits.__dataclass_fields__]
+    both = [getattr(sides[False], name) + getattr(sides[True], name) for name in Edits._fields]
     return BiasedEdits(Edits(*both), sides[False], sides[True])
 
 
@@ -50,8 +50,17 @@ def test_a_plain_scorer_counts_the_same() -> None:
     references, hypotheses = [one for one, _ in pairs], [other for _, other in pairs]
     listed = [[(word,) for word in words] for words in rare]
     expected = [plainly(*pair, words) for pair, words in zip(pairs, rare, strict=True)]
-    assert biased_edits(references, hypotheses, listed) == expected
-    assert biased_edits(references, hypotheses, listed, workers=2) == expected
+    assert [*biased_edits(references, hypotheses, listed)] == expected
+    found = biased_edits(references, hypotheses, listed, workers=2)
+    assert (len(found), found[3], found[5:7]) == (2000, expected[3], expected[5:7])
+    assert summed(found) == summed(expected)
+
+
+def test_words_of_any_characters_are_told_apart() -> None:
+    """Numbers that stand for words are those of their bytes, and the byte that parts them may be in one."""
+    for odd in ("a\0b", "", "\ud800", "😀"):
+        (found,) = biased_edits([[odd, "a", "b"]], [["a", "b", odd]], [[(odd,)]])
+        assert (found.biased, found.unbiased) == (Edits(0, 1, 1, 1), Edits(0, 0, 0, 2))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

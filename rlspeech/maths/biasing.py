@@ -6,17 +6,17 @@ Interspeech 2021 (arXiv 2104.02194), whose published counts come out to the last
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate, chain, count
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from rlspeech.maths.edits import Edits
+from rlspeech.maths.word_numbers import compiled, numbered
 
 Phrase = tuple[str, ...]  # normalised words
 Unit = Literal["words", "characters"]
@@ -60,7 +60,7 @@ def biased_edits(
     *,
     unit: Unit = "words",
     workers: int = 1,
-) -> list[BiasedEdits]:
+) -> AllEdits:
     """Of each pair of word lists, with its rare words and phrases. `workers`: threads.
 
     Alignment: match 0, insertion 3, deletion 3, substitution 4; of equal costs substitution before insertion before
@@ -74,7 +74,7 @@ def biased_edits(
     >>> found.biased
     Edits(substitutions=1, insertions=0, deletions=0, words=2)
     """
-    if any(isinstance(text, str) for text in chain(references, hypotheses)):
+    if str in set(map(type, chain(references, hypotheses))):
         raise TypeError("biased_edits() takes lists of words, not texts: see rlspeech.maths.text.words")
     if not len(references) == len(hypotheses) == len(rare):
         raise ValueError(f"{len(references)} references, {len(hypotheses)} hypotheses, {len(rare)} lists of rare words")
@@ -82,7 +82,7 @@ def biased_edits(
     if unit == "characters":
         pairs = pairs.spelled(references, hypotheses)
     counts = np.zeros((len(references), 8), dtype=np.int64)
-    _, kernel = _kernels()
+    kernel = compiled(_count)
     if workers == 1 or len(references) <= PAIRS_AT_ONCE:
         kernel(0, len(references), *pairs, counts)
     else:
@@ -91,7 +91,7 @@ def biased_edits(
             parts = [pool.submit(kernel, i, min(i + PAIRS_AT_ONCE, len(references)), *pairs, counts) for i in starts]
         for part in parts:
             part.result()
-    return [_told(row) for row in counts.tolist()]
+    return AllEdits(counts)
 
 
 class _Pairs(NamedTuple):
@@ -111,13 +111,10 @@ class _Pairs(NamedTuple):
         hypotheses: Sequence[Sequence[str]],
         rare: Sequence[Collection[Phrase]],
     ) -> _Pairs:
-        vocabulary: defaultdict[str, int] = defaultdict(count().__next__)
-        number = vocabulary.__getitem__
         phrases = [phrase for one in rare for phrase in one]
-        ref, hyp = _flat(references, number), _flat(hypotheses, number)
+        ref, hyp, phrase = numbered(references, hypotheses, phrases)
         made = cls(ref, _ends(references), np.zeros(len(ref), bool), hyp, _ends(hypotheses), np.zeros(len(hyp), bool))
-        flag, _ = _kernels()
-        flag(*made, _flat(phrases, number), _ends(phrases), _ends(rare))
+        compiled(_flag)(*made, phrase, _ends(phrases), _ends(rare))
         return made
 
     def spelled(self, references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]) -> _Pairs:
@@ -125,8 +122,27 @@ class _Pairs(NamedTuple):
         return _Pairs(*_spelled(references, self.ref_rare), *_spelled(hypotheses, self.hyp_rare))
 
 
+@dataclass(frozen=True)
+class AllEdits(Sequence[BiasedEdits]):
+    """Of each pair, in order; made into `BiasedEdits` where one is looked at."""
+
+    counts: np.ndarray  # [pairs, 8], rows as `_told` takes them
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, place: Any) -> Any:
+        rows = self.counts[place].tolist()
+        return [_told(row) for row in rows] if isinstance(place, slice) else _told(rows)
+
+    def __iter__(self) -> Iterator[BiasedEdits]:
+        return map(_told, self.counts.tolist())
+
+
 def summed(found: Iterable[BiasedEdits]) -> BiasedEdits:
     """Of a whole test set."""
+    if isinstance(found, AllEdits):
+        return _told(found.counts.sum(0).tolist())
     rows = [(*_row(one.unbiased), *_row(one.biased)) for one in found]
     return _told([sum(column) for column in zip(*rows, strict=True)] if rows else [0] * 8)
 
@@ -155,10 +171,6 @@ def found_phrases(
     return Found(said, heard, right)
 
 
-def _flat(lists: Sequence[Sequence[str]], number: Any) -> np.ndarray:
-    return np.fromiter(map(number, chain.from_iterable(lists)), dtype=np.int32)
-
-
 def _spelled(lists: Sequence[Sequence[str]], rare: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     texts = ["".join(words) for words in lists]
     characters = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.int32)
@@ -168,7 +180,9 @@ def _spelled(lists: Sequence[Sequence[str]], rare: np.ndarray) -> tuple[np.ndarr
 
 def _ends(lists: Sequence[Collection[Any]]) -> np.ndarray:
     """Where each list begins in the flat one, and where the last one ends."""
-    return np.fromiter(accumulate(map(len, lists), initial=0), dtype=np.int64)
+    ends = np.zeros(len(lists) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, lists), dtype=np.int64, count=len(lists)), out=ends[1:])
+    return ends
 
 
 def _told(row: Sequence[int]) -> BiasedEdits:
@@ -179,20 +193,6 @@ def _told(row: Sequence[int]) -> BiasedEdits:
 
 def _row(edits: Edits) -> tuple[int, int, int, int]:
     return edits.substitutions, edits.insertions, edits.deletions, edits.words
-
-
-@cache
-def _kernels() -> tuple[Any, Any]:
-    """`_flag` and `_count` as machine code, compiled at their first use; kept where numba may."""
-    from numba import njit
-
-    def compiled(function: Any) -> Any:
-        try:
-            return njit(cache=True, nogil=True)(function)
-        except RuntimeError:  # no place to keep it in
-            return njit(nogil=True)(function)
-
-    return compiled(_flag), compiled(_count)
 
 
 def _flag(ref, ref_ends, ref_rare, hyp, hyp_ends, hyp_rare, phrase, phrase_ends, rare_ends):
@@ -217,11 +217,16 @@ def _count(first, last, ref, ref_ends, ref_rare, hyp, hyp_ends, hyp_rare, counts
     for pair in range(first, last):
         r0, h0 = ref_ends[pair], hyp_ends[pair]
         rows, columns = ref_ends[pair + 1] - r0, hyp_ends[pair + 1] - h0
+        for i in range(rows):
+            counts[pair, 7 if ref_rare[r0 + i] else 3] += 1
+        while rows and columns and ref[r0 + rows - 1] == hyp[h0 + columns - 1]:  # the walk below would match them, too
+            rows, columns = rows - 1, columns - 1
+        if not rows and not columns:
+            continue
         cost = np.empty((rows + 1, columns + 1), dtype=np.int32)
         for j in range(columns + 1):
             cost[0, j] = 3 * j
         for i in range(1, rows + 1):
-            counts[pair, 7 if ref_rare[r0 + i - 1] else 3] += 1
             cost[i, 0] = 3 * i
             for j in range(1, columns + 1):
                 apart = 0 if ref[r0 + i - 1] == hyp[h0 + j - 1] else 4

@@ -1,13 +1,12 @@
 """Word errors: the least number of substitutions, insertions and deletions between two lists of words."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import kaldialign
 
 
-@dataclass(frozen=True)
-class Edits:
+class Edits(NamedTuple):
     """Errors of a hypothesis against a reference of `words` words."""
 
     substitutions: int

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ def _told(system: System) -> dict[str, Any]:
     phrases = system.phrases
     shares = {"precision": phrases.precision, "recall": phrases.recall, "f1": phrases.f1}
     return {
-        **{name: {**asdict(edits), "error_rate": _rate(edits) / 100} for name, edits in named.items()},
+        **{name: {**edits._asdict(), "error_rate": _rate(edits) / 100} for name, edits in named.items()},
         "phrases": {**phrases._asdict(), **shares},
         "missing": system.missing,
     }
