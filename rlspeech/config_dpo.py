@@ -58,8 +58,9 @@ class PairsConfig(Section):
 
     student: str = Field(description="short name (catalog.toml), folder, or hub id of the speech LLM")
     teacher: str | None = Field(
-        None, description="text teacher, or the URL of its vLLM server: tells how likely a reply is, and writes the "
-        "preferred one where the student writes none; default: no teacher"
+        None,
+        description="text teacher, or the URL of its vLLM server: tells how likely a reply is, and writes the "
+        "preferred one where the student writes none; default: no teacher",
     )
     run_dir: Path = Field(description="folder of this run's results: pairs.jsonl, pairs.parquet, replies.jsonl")
     after: str | None = Field(

@@ -1,8 +1,8 @@
 """Pairs of a preferred and a rejected reply, as JSONL or parquet in TRL's columns: prompt, chosen, rejected.
 
-Beside those a row has what makes it a pair about audio: `audio` (relative to the file), `transcript`, and why the one is
-preferred. The columns of text are conversations, as TRL's conversational preference format with an explicit prompt; read
-are also plain texts, and pairs without `prompt` whose two conversations begin with it.
+Beside those a row has what makes it a pair about audio: `audio` (relative to the file), `transcript`, and why the one
+is preferred. The columns of text are conversations, as in TRL's conversational preference format with an explicit
+prompt; read are also plain texts, and pairs without `prompt` whose two conversations begin with it.
 """
 
 import json

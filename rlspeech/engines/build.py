@@ -172,7 +172,9 @@ def _tokenizer(place: Path | str, trust_remote_code: bool) -> Any:
     return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
 
 
-def _in_process(config: DistillConfig | PairsConfig, folder: Path, reading: TeacherConfig, top_k: int | None) -> Teacher:
+def _in_process(
+    config: DistillConfig | PairsConfig, folder: Path, reading: TeacherConfig, top_k: int | None
+) -> Teacher:
     if config.engines.teacher == "transformers":
         return _by_transformers(folder, reading, top_k, config.trust_remote_code)
     from rlspeech.engines import teacher_vllm, vllm_engine

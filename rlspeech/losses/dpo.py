@@ -21,7 +21,7 @@ class Loss:
     sigmoid       -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d); DPO (arXiv 2305.18290), with e =
                   label_smoothing of pairs that may be the wrong way round
     robust        (-(1 - e) log sigmoid(beta d) + e log sigmoid(-beta d)) / (1 - 2 e); 2403.00409
-    ipo           (d - 1 / (2 beta))^2, r averaged over the tokens of a reply; 2310.12036, eq. 17, normalised as TRL does
+    ipo           (d - 1 / (2 beta))^2, r averaged over the tokens of a reply; 2310.12036, eq. 17, averaged as TRL does
     sigmoid_norm  sigmoid, r averaged over the tokens of a reply (LN-DPO, 2411.15124)
     plus nll_weight times the mean over its tokens of -log q of the preferred reply (RPO, 2404.19733), which keeps it
     from becoming less likely.

@@ -1,11 +1,30 @@
 """Signs of a degenerate reply, read off the RAW text: a normaliser would hide them."""
 
-from rlspeech.maths.text import is_spaced, raw_words
+import re
+import zlib
+from collections import Counter
+
+from rapidfuzz import fuzz, process
+
+from rlspeech.maths.found import NOTHING, Found, Reply, Span, joined
+from rlspeech.maths.text import is_spaced, word_spans
 
 LONGEST_PHRASE = 8  # words
 LONGEST_PHRASE_UNSPACED = 24  # characters, in scripts without spaces between words
+LONGEST_PERIOD = 24  # characters of a loop within words
 TIMES = 3  # repetitions in a row that make a loop
+TIMES_OF_CHARACTERS = 5
 REPETITIVE = 0.3  # share of the words in loops that makes a reply repetitive
+
+ALIKE = 92  # of 100: two items that say the same
+FEWEST_ITEMS = 3
+MOST_ITEMS = 400  # each is compared with all before it
+_ENUMERATOR = re.compile(r"^\s*(?:[-*•–—]|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])\s+")  # noqa: RUF001
+_INLINE = re.compile(r"[;,•]|\s[-–—]\s")  # noqa: RUF001
+
+FEWEST_BYTES = 80  # shorter texts compress badly, whatever they say
+WORDS_PER_S, CHARACTERS_PER_S = 4.0, 8.0  # of fast speech; characters in scripts without spaces
+GRACE = 15  # words that a reply may always have
 
 
 def repetition_share(text: str) -> float:
@@ -19,14 +38,8 @@ def repetition_share(text: str) -> float:
     >>> repetition_share("she said no no no and left")
     0.42857142857142855
     """
-    tokens = raw_words(text) or list("".join(text.split()))
-    if not tokens:
-        return 0.0
-    looped = [False] * len(tokens)
-    longest = LONGEST_PHRASE if is_spaced(text) else LONGEST_PHRASE_UNSPACED
-    for period in range(1, min(longest, len(tokens) // TIMES) + 1):
-        _mark_loops(tokens, period, looped)
-    return sum(looped) / len(tokens)
+    _, looped = _loops(text)
+    return sum(looped) / len(looped) if looped else 0.0
 
 
 def is_repetitive(text: str) -> bool:
@@ -34,12 +47,153 @@ def is_repetitive(text: str) -> bool:
     return repetition_share(text) >= REPETITIVE
 
 
-def _mark_loops(tokens: list[str], period: int, looped: list[bool]) -> None:
-    """Marks every run of tokens that equals itself shifted by `period` for TIMES - 1 periods or more. Linear."""
+def word_loop(reply: Reply) -> Found:
+    """Phrases that are said again and again at once: `repetition_share`. The neural text degeneration of Holtzman et
+    al. (arXiv 1904.09751), across punctuation.
+
+    >>> word_loop(Reply("Yes. How to Get Away - How to Get Away - How to Get Away -")).spans
+    ((5, 56),)
+    """
+    spans, looped = _loops(reply.text)
+    found = [span for span, is_looped in zip(spans, looped, strict=True) if is_looped]
+    return Found(sum(looped) / len(looped), _runs(spans, looped)) if found else NOTHING
+
+
+def character_loop(reply: Reply) -> Found:
+    """Share of the characters in loops of 1 to LONGEST_PERIOD characters, TIMES_OF_CHARACTERS in a row, with a letter.
+
+    For what has no words to compare: "hahahaha", "na-na-na-na", a script without spaces.
+
+    >>> character_loop(Reply("hahahahaha yes")).spans
+    ((0, 10),)
+    """
+    text = reply.text.lower()
+    looped = [False] * len(text)
+    for period in range(1, min(LONGEST_PERIOD, len(text) // TIMES_OF_CHARACTERS) + 1):
+        _mark_loops(text, period, looped, times=TIMES_OF_CHARACTERS)
+    spans = [span for span in _runs([(i, i + 1) for i in range(len(text))], looped) if _has_letter(text, span)]
+    return Found(sum(end - start for start, end in spans) / len(text), tuple(spans)) if spans else NOTHING
+
+
+def repeated_lines(reply: Reply) -> Found:
+    """Share of the lines (of one line: of the items between commas, semicolons and dashes) that say what one before
+    them says, but for a few letters (rapidfuzz ratio ALIKE). What numbers them does not count; other digits do.
+
+    >>> repeated_lines(Reply("1. The Crown\\n2. Lost\\n3. The Crown\\n4. The crown")).spans
+    ((21, 33), (34, 46))
+    """
+    items = _items(reply.text)[:MOST_ITEMS]
+    if len(items) < FEWEST_ITEMS:
+        return NOTHING
+    texts = [" ".join(_ENUMERATOR.sub("", reply.text[start:end]).lower().split()) for start, end in items]
+    digits = [Counter(re.findall(r"\d+", text)) for text in texts]
+    again = []
+    for place in range(1, len(items)):
+        near = process.extract(texts[place], texts[:place], scorer=fuzz.ratio, score_cutoff=ALIKE, limit=None)
+        if any(digits[other] == digits[place] for _, _, other in near):
+            again.append(items[place])
+    return Found(len(again) / len(items), tuple(again)) if again else NOTHING
+
+
+def compression(reply: Reply) -> Found:
+    """How much shorter zlib makes the text than it makes prose of that length: 1 - ratio / ratio of prose, at least 0.
+
+    Whisper (arXiv 2212.04356, 4.5) decodes anew where a text compresses too well. The ratio of prose at n bytes is
+    fitted to English: see `prose_ratio`. Texts below FEWEST_BYTES have 0.
+    """
+    raw = reply.text.encode("utf-8", "surrogatepass")
+    if len(raw) < FEWEST_BYTES:
+        return NOTHING
+    score = 1 - len(zlib.compress(raw, 9)) / len(raw) / prose_ratio(len(raw))
+    return Found(score, ((0, len(reply.text)),)) if score > 0 else NOTHING
+
+
+def prose_ratio(size: int) -> float:
+    """Compressed over raw bytes of English prose of so many bytes: LibriSpeech's transcripts, within 0.02 from 80 to
+    5,000 bytes (tests/test_detectors.py).
+    """
+    return 0.461 + 10.65 / size**0.74
+
+
+def runaway(reply: Reply) -> Found | None:
+    """A reply with more words than can be said in that time: 1 - most / words, at least 0.
+
+    Most: WORDS_PER_S (in scripts without spaces CHARACTERS_PER_S characters) and GRACE. None where the time is unknown.
+    """
+    if reply.audio_s is None:
+        return None
+    spans = word_spans(reply.text)
+    most = GRACE + reply.audio_s * (WORDS_PER_S if is_spaced(reply.text) else CHARACTERS_PER_S)
+    if len(spans) <= most:
+        return NOTHING
+    return Found(1 - most / len(spans), ((spans[int(most)][0], spans[-1][1]),))
+
+
+def cut_loop(reply: Reply) -> Found:
+    """1 where the reply was cut off by the length limit within a loop of words or characters, else 0."""
+    if reply.ended:
+        return NOTHING
+    tail = len(reply.text.rstrip())
+    for found in (word_loop(reply), character_loop(reply)):
+        if found.spans and _without_words(reply.text[found.spans[-1][1] : tail]):
+            return Found(1.0, found.spans[-1:])
+    return NOTHING
+
+
+def _loops(text: str) -> tuple[list[Span], list[bool]]:
+    """The words (where there are none, the characters that are no spaces), and which of them lie in loops."""
+    spans = word_spans(text) or [(i, i + 1) for i, character in enumerate(text) if not character.isspace()]
+    tokens = [text[start:end].lower() for start, end in spans]
+    looped = [False] * len(tokens)
+    longest = LONGEST_PHRASE if is_spaced(text) else LONGEST_PHRASE_UNSPACED
+    for period in range(1, min(longest, len(tokens) // TIMES) + 1):
+        _mark_loops(tokens, period, looped)
+    return spans, looped
+
+
+def _mark_loops(tokens: list[str] | str, period: int, looped: list[bool], *, times: int = TIMES) -> None:
+    """Marks every run of tokens that equals itself shifted by `period` for `times` - 1 periods or more. Linear."""
     start = period  # first token of the run that repeats the token one period before it
     for index in range(period, len(tokens) + 1):
         if index < len(tokens) and tokens[index] == tokens[index - period]:
             continue
-        if index - start >= (TIMES - 1) * period:
+        if index - start >= (times - 1) * period:
             looped[start - period : index] = [True] * (index - start + period)
         start = index + 1
+
+
+def _runs(spans: list[Span], looped: list[bool]) -> tuple[Span, ...]:
+    """From the first to the last of each run of tokens in loops, what stands between them included."""
+    found: list[Span] = []
+    goes_on = False
+    for (start, end), is_looped in zip(spans, looped, strict=True):
+        if is_looped and goes_on:
+            found[-1] = (found[-1][0], end)
+        elif is_looped:
+            found.append((start, end))
+        goes_on = is_looped
+    return joined(found)
+
+
+def _has_letter(text: str, span: Span) -> bool:
+    return any(character.isalnum() for character in text[span[0] : span[1]])
+
+
+def _without_words(text: str) -> bool:
+    return not word_spans(text)
+
+
+def _items(text: str) -> list[Span]:
+    """Lines with a word; of one line, what stands between separators. Ends are without spaces."""
+    lines = _pieces(text, r"\n")
+    return lines if len(lines) >= FEWEST_ITEMS else _pieces(text, rf"\n|{_INLINE.pattern}")
+
+
+def _pieces(text: str, separator: str) -> list[Span]:
+    edges = [0, *(edge for match in re.finditer(separator, text) for edge in match.span()), len(text)]
+    pieces = [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    trimmed = [
+        (start + len(text[start:end]) - len(text[start:end].lstrip()), start + len(text[start:end].rstrip()))
+        for start, end in pieces
+    ]
+    return [(start, end) for start, end in trimmed if start < end and word_spans(text[start:end])]

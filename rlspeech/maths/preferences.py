@@ -86,9 +86,7 @@ def _worth(one: Candidate) -> tuple[bool, float, float, int]:
     return one.origin == "student", likely, judged, -len(one.text)
 
 
-def _against(
-    chosen: Candidate, other: Candidate, rules: Rules, shorten: Shorten
-) -> tuple[Choice | None, Why | None]:
+def _against(chosen: Candidate, other: Candidate, rules: Rules, shorten: Shorten) -> tuple[Choice | None, Why | None]:
     """The pair of the two, or why there is none; neither where nothing is wrong with the other."""
     if not _reasons(chosen, other, rules):
         return None, "margin" if other.faults else None

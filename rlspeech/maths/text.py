@@ -63,6 +63,15 @@ def raw_words(text: str, *, cased: bool = False) -> list[str]:
     return _RAW_WORD.findall(_plain(text) if cased else _lower(text))
 
 
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words of the text as it stands are, in characters.
+
+    >>> word_spans("Uh, don't.")
+    [(0, 2), (4, 9)]
+    """
+    return [match.span() for match in _RAW_WORD.finditer(text.replace(_APOSTROPHE, "'"))]
+
+
 def is_spaced(text: str) -> bool:
     """False where the text has characters of a script that puts no spaces between words."""
     return regex.search(rf"[{NO_SPACES}]", text) is None

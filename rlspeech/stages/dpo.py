@@ -1,8 +1,8 @@
 """Stage 3, DPO: of two replies to the same audio the preferred one becomes more likely, and the rejected one less.
 
-The pairs are read (`rlspeech pairs` makes them of the student's own replies), or made while it learns, of fresh replies,
-with `online`. The loop is that of distill and rlbr. The reference is the student that the stage begins with: its adapter
-adds nothing yet, so there is no second copy of the model, and its log-probs are kept in a file.
+The pairs are read (`rlspeech pairs` makes them of the student's own replies), or made while it learns, of fresh
+replies, with `online`. The loop is that of distill and rlbr. The reference is the student that the stage begins with:
+its adapter adds nothing yet, so there is no second copy of the model, and its log-probs are kept in a file.
 """
 
 import importlib

@@ -101,10 +101,7 @@ def hear(student: Student, recordings: Sequence[Recording], *, reply_tokens: int
         room = len(reference_ids(student, sample)) if reply_tokens is None else reply_tokens
         return student.render(sample, waves, reply_tokens=room)
 
-    return [
-        Heard(r.samples, tuple(render(sample, r.waves) for sample in r.samples), r.audio_s)
-        for r in recordings
-    ]
+    return [Heard(r.samples, tuple(render(sample, r.waves) for sample in r.samples), r.audio_s) for r in recordings]
 
 
 def recordings_of(samples: Sequence[Sample], count: int) -> list[Sample]:

@@ -25,7 +25,7 @@ class HeldOutReplies:
     optim: OptimConfig
 
     def measure(self, engines: Engines, *, version: int) -> dict[str, float]:
-        """Of replies sampled at temperature 1: `held_out/{set}_repetitive_share`, `_unsupported_share` by the detectors,
+        """Of replies sampled at temperature 1: `held_out/{set}_repetitive_share`, `_unsupported_share` by detectors,
         and `kl/{set}_reference_nats`, KL(student || reference) a token, estimated by k3 (see losses.grpo).
         """
         engines.rollouts.load_weights(engines.learner, version)

@@ -141,9 +141,7 @@ class Fresh:
         """A round of replies, and the pairs of them."""
         config, each = self.config, self.config.sampling.n
         batch = config.optim.batch * config.online_every
-        rows = [
-            self.heard[i] for i in batch_of_step(number, size=len(self.heard), batch=batch, seed=config.seed)
-        ]
+        rows = [self.heard[i] for i in batch_of_step(number, size=len(self.heard), batch=batch, seed=config.seed)]
         samples, prompts = flat(rows)
         audio_s = [row.audio_s for row in rows for _ in row.samples]
         started_s = time.monotonic()

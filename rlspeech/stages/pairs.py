@@ -1,7 +1,7 @@
 """`pairs`: the student's own replies to each audio, examined; of them, pairs of a preferred and a rejected one.
 
-Replies are written down as they come (replies.jsonl, a line for each batch of audios), so that a killed run goes on where
-it was; pairs are chosen from them at the end.
+Replies are written down as they come (replies.jsonl, a line for each batch of audios), so that a killed run goes on
+where it was; pairs are chosen from them at the end.
 """
 
 import logging
@@ -58,9 +58,7 @@ def run(config: PairsConfig, *, resume: bool = False) -> None:
             folder.close()
 
 
-def _write_replies(
-    config: PairsConfig, folder: RunDir, recordings: Sequence[Recording], rewards: RewardHost
-) -> None:
+def _write_replies(config: PairsConfig, folder: RunDir, recordings: Sequence[Recording], rewards: RewardHost) -> None:
     """All that are not written yet."""
     batches = [recordings[start : start + config.batch] for start in range(0, len(recordings), config.batch)]
     done = len(folder.records(REPLIES))
@@ -160,7 +158,9 @@ def _choose(config: PairsConfig, folder: RunDir, recordings: Sequence[Recording]
     for line in told["lines"]:
         log.info("%s", line)
     if not pairs:
-        raise RunFailed(f"{folder.path}: no pair of {pairing.prompts} prompts ({pairing.told_why()}); {pairing.advice()}")
+        raise RunFailed(
+            f"{folder.path}: no pair of {pairing.prompts} prompts ({pairing.told_why()}); {pairing.advice()}"
+        )
     for name in ("pairs.jsonl", "pairs.parquet"):
         write(folder.path / name, pairs)
     folder.finish({"stage": "pairs", "pairs": len(pairs)})

@@ -1,0 +1,56 @@
+"""All detectors by name, and from which score on a reply has the fault: docs/detectors.md has how good they are."""
+
+from collections.abc import Mapping, Sequence
+
+from rlspeech.maths.detect import character_loop, compression, cut_loop, repeated_lines, runaway, word_loop
+from rlspeech.maths.found import Detector, Found, Reply
+from rlspeech.maths.refusals import not_said, silence
+from rlspeech.maths.support import content, date_values, names, negation, number_values, quotes
+
+REPEATS = ("word_loop", "character_loop", "repeated_lines", "compression", "runaway", "cut_loop")
+UNSUPPORTED = ("names", "numbers", "dates", "quotes", "content", "negation", "not_said", "silence")
+NEEDS_TRANSCRIPT = ("names", "numbers", "dates", "quotes", "content", "negation", "silence")
+
+DETECTORS: Mapping[str, Detector] = {
+    "word_loop": word_loop,
+    "character_loop": character_loop,
+    "repeated_lines": repeated_lines,
+    "compression": compression,
+    "runaway": runaway,
+    "cut_loop": cut_loop,
+    "names": names,
+    "numbers": number_values,
+    "dates": date_values,
+    "quotes": quotes,
+    "content": content,
+    "negation": negation,
+    "not_said": not_said,
+    "silence": silence,
+}
+THRESHOLDS: Mapping[str, float] = {  # chosen by benchmarks/detectors.py
+    "word_loop": 0.3,
+    "character_loop": 0.3,
+    "repeated_lines": 0.3,
+    "compression": 0.2,
+    "runaway": 0.1,
+    "cut_loop": 1.0,
+    "names": 0.3,
+    "numbers": 0.3,
+    "dates": 0.3,
+    "quotes": 0.5,
+    "content": 0.5,
+    "negation": 0.75,
+    "not_said": 1.0,
+    "silence": 1.0,
+}
+
+
+def examine(reply: Reply, names: Sequence[str] | None = None) -> dict[str, Found]:
+    """What each detector finds, those left out that do not apply. `names`: of those to ask; default: all."""
+    found = {name: DETECTORS[name](reply) for name in (DETECTORS if names is None else names)}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def flags(found: Mapping[str, Found], thresholds: Mapping[str, float] = THRESHOLDS) -> tuple[str, ...]:
+    """The detectors whose score is at or above its threshold."""
+    return tuple(name for name, one in found.items() if one.score > 0 and one.score >= thresholds[name])
