@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = ("rlspeech", "reward_models", "data_synth")
 
 BASE = {"errors", "types"}
-CONFIGS = {"config", "config_engines", "config_objective", "config_rewards", "config_rlbr"}
+CONFIGS = {"config", "config_dpo", "config_engines", "config_objective", "config_rewards", "config_rlbr"}
 BESIDE = CONFIGS | {"cache", "sections", "plugins", "run_dir", "catalog", "recipe", "verbs"}
 PARTS = {"students", "losses", "data", "reward_models", "data_synth"}
 # Layer: the other layers it may import. A layer's own files are judged by SIBLINGS.
