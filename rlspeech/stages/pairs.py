@@ -7,6 +7,7 @@ where it was; pairs are chosen from them at the end.
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ def run(config: PairsConfig, *, resume: bool = False) -> None:
     samples = read_samples(config.data.train, config.data, needs, kinds=config.data.kinds)
     examiner.check(samples)
     recordings = listen(samples)
-    with RewardHost.of(config.rewards) as rewards:
+    with RewardHost.of(config.rewards) if config.rewards else nullcontext() as rewards:
         folder = RunDir.open(config.run_dir, config, resume=resume)
         try:
             if folder.finished:
@@ -58,7 +59,9 @@ def run(config: PairsConfig, *, resume: bool = False) -> None:
             folder.close()
 
 
-def _write_replies(config: PairsConfig, folder: RunDir, recordings: Sequence[Recording], rewards: RewardHost) -> None:
+def _write_replies(
+    config: PairsConfig, folder: RunDir, recordings: Sequence[Recording], rewards: RewardHost | None
+) -> None:
     """All that are not written yet."""
     batches = [recordings[start : start + config.batch] for start in range(0, len(recordings), config.batch)]
     done = len(folder.records(REPLIES))
@@ -71,7 +74,8 @@ def _write_replies(config: PairsConfig, folder: RunDir, recordings: Sequence[Rec
     rollouts = build_sampler(config, place, student)
     teacher = build_reader(config, student) if config.teacher else None
     heard = hear(student, recordings, reply_tokens=config.replies.max_tokens)
-    rewards.start()
+    if rewards is not None:
+        rewards.start()
     writer = _Writer(config, student, rollouts, teacher, rewards)
     with progress("pairs", len(batches)) as tick:
         for number in range(done, len(batches)):
@@ -90,7 +94,7 @@ class _Writer:
     student: Student
     rollouts: RolloutEngine
     teacher: Teacher | None
-    rewards: RewardHost
+    rewards: RewardHost | None
 
     def replies(self, heard: Sequence[Heard], number: int) -> list[dict[str, Any]]:
         """Of each sample of a batch of audios."""
@@ -133,7 +137,7 @@ class _Writer:
         return found
 
     def _judged(self, written: Sequence[Rollout]) -> list[float | None]:
-        if not self.config.rewards:
+        if self.rewards is None:
             return [None] * len(written)
         return list(self.rewards.score(written).total)
 

@@ -1,0 +1,175 @@
+"""Which replies make a pair, and files of pairs in TRL's columns."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from rlspeech.cli import main
+from rlspeech.data.pairs import Pair, read, write
+from rlspeech.errors import UserError
+from rlspeech.maths.preferences import Candidate, Rules, choose
+from rlspeech.types import Audio, Sample
+
+GOOD = Candidate("Anna buys two red lamps.", nats_per_byte=-0.5)
+LOOP = Candidate(
+    "Anna buys lamps and lamps and lamps and lamps.",
+    scores={"word_loop": 0.8},
+    faults=("word_loop",),
+    nats_per_byte=-0.4,
+)
+WRONG = Candidate("Kevin buys two red lamps.", scores={"names": 1.0}, faults=("names",), nats_per_byte=-0.9)
+
+
+def never(one: Candidate, longest: int) -> None:
+    raise AssertionError("nothing is too long")
+
+
+def test_the_clean_reply_is_preferred_to_those_with_a_fault_the_worst_first() -> None:
+    found, why = choose([LOOP, GOOD, WRONG], Rules(), never)
+    assert why is None
+    assert [(one.chosen.text, one.rejected.text, one.reason, one.margin) for one in found] == [
+        (GOOD.text, WRONG.text, ("names",), 1.0),
+        (GOOD.text, LOOP.text, ("word_loop",), 0.8),
+    ]
+
+
+def test_pairs_of_a_prompt_are_few_and_teach_different_things() -> None:
+    also = replace(WRONG, text="Peter buys two red lamps.", scores={"names": 0.9})
+    found, _ = choose([GOOD, WRONG, also, LOOP], Rules(per_prompt=2), never)
+    assert [one.reason for one in found] == [("names",), ("word_loop",)]
+    found, _ = choose([GOOD, WRONG, also, LOOP], Rules(per_prompt=3), never)
+    assert [one.rejected.text for one in found] == [WRONG.text, LOOP.text, also.text]
+
+
+def test_of_clean_replies_the_teachers_likeliest_is_preferred_but_the_students_own_first() -> None:
+    other = replace(GOOD, text="Two lamps are bought.", nats_per_byte=-0.3)
+    teachers = Candidate("Anna buys lamps.", origin="teacher", nats_per_byte=-0.1)
+    found, _ = choose([GOOD, other, teachers, WRONG], Rules(), never)
+    assert found[0].chosen is other
+    found, _ = choose([teachers, WRONG], Rules(), never)
+    assert found[0].chosen is teachers
+    cut = replace(GOOD, ended=False)
+    assert choose([cut, WRONG], Rules(), never) == ([], "no_clean")
+
+
+def test_a_reply_may_be_rejected_for_being_unlikely_or_judged_worse() -> None:
+    unlikely = Candidate("Anna does buy two lamps.", nats_per_byte=-1.6, judged=0.2)
+    good = replace(GOOD, judged=0.9)
+    assert choose([good, unlikely], Rules(), never) == ([], "clean")
+    (one,), _ = choose([good, unlikely], Rules(unlikely_nats=1.0), never)
+    assert (one.reason, one.margin) == (("unlikely",), pytest.approx(1.1))
+    (one,), _ = choose([good, unlikely], Rules(judged=0.5), never)
+    assert (one.reason, one.margin) == (("judged",), pytest.approx(0.7))
+    assert choose([good, unlikely], Rules(unlikely_nats=1.2, judged=0.8), never) == ([], "clean")
+
+
+def test_a_pair_does_not_teach_length() -> None:
+    """A longer loop is cut to what the ratio allows; any other reply that is too long, or too short, makes no pair."""
+    long = replace(LOOP, text="lamps and " * 20)
+    asked = []
+
+    def shorten(one: Candidate, longest: int) -> Candidate:
+        asked.append(longest)
+        return replace(one, text=one.text[:longest], ended=False)
+
+    (one,), _ = choose([GOOD, long], Rules(length_ratio=1.5), shorten)
+    assert asked == [36]
+    assert (len(one.rejected.text), one.rejected.ended) == (36, False)
+    assert choose([GOOD, long], Rules(), lambda *_: None) == ([], "length")
+    assert choose([GOOD, replace(WRONG, text="Kevin.")], Rules(), never) == ([], "length")
+
+
+def test_why_there_is_no_pair() -> None:
+    assert choose([GOOD, replace(GOOD, text=f" {GOOD.text} ")], Rules(), never) == ([], "alike")
+    assert choose([LOOP, WRONG], Rules(), never) == ([], "no_clean")
+    assert choose([GOOD, replace(WRONG, scores={"names": 0.1})], Rules(), never) == ([], "margin")
+
+
+def pairs_of(folder: Path) -> list[Pair]:
+    soundfile.write(folder / "a.wav", np.zeros(16_000, np.float32), 16_000)
+    sample = Sample("a/who", "Who speaks?", Audio(folder / "a.wav"), transcript="I am Anna.", tags={"kind": "who"})
+    return [
+        Pair(sample, "Anna.", "Kevin.", reason=("names",), evidence=("Kevin",), margin=1.0),
+        Pair(
+            replace(sample, id="a/list", instruction="What is told?", lang="de"),
+            "Wörter 你好",
+            "no no no",
+            rejected_ended=False,
+            chosen_origin="teacher",
+            reason=("word_loop", "cut_loop"),
+            margin=0.5,
+            chosen_nats_per_byte=-0.25,
+        ),
+    ]
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet"])
+def test_pairs_are_read_as_they_were_written(name: str, tmp_path: Path) -> None:
+    pairs = pairs_of(tmp_path)
+    write(tmp_path / name, pairs)
+    assert read(tmp_path / name) == pairs
+
+
+def test_trl_takes_the_file_as_its_conversational_preference_format(tmp_path: Path) -> None:
+    from datasets import load_dataset
+    from real_tokenizers import fresh_smollm2
+    from trl import is_conversational, maybe_apply_chat_template
+
+    write(tmp_path / "pairs.jsonl", pairs_of(tmp_path))
+    rows = load_dataset("json", data_files=str(tmp_path / "pairs.jsonl"), split="train", cache_dir=str(tmp_path / "c"))
+    assert is_conversational(rows[0])
+    keys = ("prompt", "chosen", "rejected")
+    told = maybe_apply_chat_template({key: rows[0][key] for key in keys}, fresh_smollm2())
+    assert told["prompt"].endswith("Who speaks?<|im_end|>\n<|im_start|>assistant\n")
+    assert (told["chosen"], told["rejected"]) == ("Anna.<|im_end|>\n", "Kevin.<|im_end|>\n")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Who speaks?", "chosen": "Anna.", "rejected": "Kevin."},
+        {
+            "chosen": [{"role": "user", "content": "Who speaks?"}, {"role": "assistant", "content": "Anna."}],
+            "rejected": [{"role": "user", "content": "Who speaks?"}, {"role": "assistant", "content": "Kevin."}],
+            "score": 3,
+        },
+    ],
+)
+def test_pairs_of_others_are_read_in_trls_forms(row: dict, tmp_path: Path) -> None:
+    pairs_of(tmp_path)
+    (tmp_path / "their.jsonl").write_text(json.dumps({**row, "audio": "a.wav"}) + "\n")
+    (pair,) = read(tmp_path / "their.jsonl")
+    assert (pair.sample.instruction, pair.chosen, pair.rejected) == ("Who speaks?", "Anna.", "Kevin.")
+    assert pair.sample.audio == Audio(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"audio": "gone.wav"}, "p.jsonl:1: audio missing"),
+        ({"audio": None}, "p.jsonl:1: 'audio' missing"),
+        ({"audio": {"bytes": ""}}, "'audio' must be the path of a file"),
+        ({"rejected": "Anna."}, "chosen and rejected are the same text"),
+        ({"prompt": None}, "'chosen' has no message of a user, and there is no 'prompt'"),
+        ({"chosen": 3}, "'chosen' must be a text or a list of messages"),
+    ],
+)
+def test_what_is_no_pair_is_one_line(change: dict, what: str, tmp_path: Path) -> None:
+    pairs_of(tmp_path)
+    row = {"prompt": "Who?", "chosen": "Anna.", "rejected": "Kevin.", "audio": "a.wav", **change}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / "p.jsonl")
+    assert what in str(caught.value)
+
+
+def test_an_empty_or_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="no pairs"):
+        read(tmp_path / "p.jsonl")
+    assert main(["pairs", "--student", "tiny", "--detectors.names", "lops"]) == 2
+    assert "detectors: 'lops' is none" in capsys.readouterr().err
