@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections import Counter
+from dataclasses import replace
 
 from rapidfuzz import fuzz, process
 
@@ -18,6 +19,7 @@ REPETITIVE = 0.3  # share of the words in loops that makes a reply repetitive
 
 ALIKE = 92  # of 100: two items that say the same
 FEWEST_ITEMS = 3
+SHORTEST_ITEM = 4  # characters: "No, no, I said no" is no list
 MOST_ITEMS = 400  # each is compared with all before it
 _ENUMERATOR = re.compile(r"^\s*(?:[-*•–—]|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])\s+")  # noqa: RUF001
 _INLINE = re.compile(r"[;,•]|\s[-–—]\s")  # noqa: RUF001
@@ -130,13 +132,18 @@ def runaway(reply: Reply) -> Found | None:
 
 
 def cut_loop(reply: Reply) -> Found:
-    """1 where the reply was cut off by the length limit within a loop of words or characters, else 0."""
+    """1 where the reply was cut off by the length limit within a loop of words or characters, else 0.
+
+    The last word may be cut off, too.
+    """
     if reply.ended:
         return NOTHING
-    tail = len(reply.text.rstrip())
-    for found in (word_loop(reply), character_loop(reply)):
-        if found.spans and _without_words(reply.text[found.spans[-1][1] : tail]):
-            return Found(1.0, found.spans[-1:])
+    words = word_spans(reply.text)
+    for end in [len(reply.text), *(start for start, _ in words[-1:])]:
+        part = replace(reply, text=reply.text[:end])
+        for found in (word_loop(part), character_loop(part)):
+            if found.spans and not word_spans(part.text[found.spans[-1][1] :]):
+                return Found(1.0, found.spans[-1:])
     return NOTHING
 
 
@@ -179,10 +186,6 @@ def _has_letter(text: str, span: Span) -> bool:
     return any(character.isalnum() for character in text[span[0] : span[1]])
 
 
-def _without_words(text: str) -> bool:
-    return not word_spans(text)
-
-
 def _items(text: str) -> list[Span]:
     """Lines with a word; of one line, what stands between separators. Ends are without spaces."""
     lines = _pieces(text, r"\n")
@@ -196,4 +199,4 @@ def _pieces(text: str, separator: str) -> list[Span]:
         (start + len(text[start:end]) - len(text[start:end].lstrip()), start + len(text[start:end].rstrip()))
         for start, end in pieces
     ]
-    return [(start, end) for start, end in trimmed if start < end and word_spans(text[start:end])]
+    return [(start, end) for start, end in trimmed if end - start >= SHORTEST_ITEM and word_spans(text[start:end])]

@@ -13,6 +13,8 @@ from rlspeech.maths.text import normalise, word_spans
 Value = Fraction | str  # a number, or what names a date: "day 1", "month 5"
 
 _DIGITS = re.compile(r"\d+(?:[.,:]\d+)*")
+_SCALED = re.compile(r"\s?(hundred|thousand|million|billion)\b", re.IGNORECASE)
+_TIMES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 )
@@ -76,7 +78,7 @@ def numbers(text: str, lang: str = "en") -> list[Quantity]:
     >>> [str(one.value) for one in numbers("Two hundred and five, 1,000 or 2:30, the third.")]
     ['205', '1000', '2', '30', '3']
     """
-    found = [one for match in _DIGITS.finditer(text) for one in _of_digits(match)]
+    found = [_scaled(one, text) for match in _DIGITS.finditer(text) for one in _of_digits(match)]
     if language(lang) == "en":
         found += [one for span in _number_phrases(text) for one in _of_phrase(text, span)]
     else:
@@ -106,14 +108,22 @@ def dates(text: str, lang: str = "en") -> list[Quantity]:
 
 
 def _of_digits(match: re.Match[str]) -> list[Quantity]:
-    """1,000 and 1.000 are thousands, 2.5 and 2,5 are not, 2:30 is two numbers."""
+    """1,000 and 1.000 are thousands, 2.5 and 2,5 are not, 2:30 is two numbers, 2:00 is one."""
     found = []
     for part in re.finditer(r"[^:]+", match[0]):
         text = re.sub(r"(?<=\d)[.,](?=\d{3}(?!\d))", "", part[0]).replace(",", ".")
         numbers_ = [text] if text.count(".") <= 1 else text.split(".")
         start = match.start() + part.start()
         found += [Quantity(Fraction(one), (start, start + len(part[0]))) for one in numbers_]
-    return found
+    return [one for one in found if one.value or len(found) == 1]
+
+
+def _scaled(one: Quantity, text: str) -> Quantity:
+    """3 million."""
+    match = _SCALED.match(text, one.span[1])
+    if match is None or isinstance(one.value, str):
+        return one
+    return Quantity(one.value * _TIMES[match[1].lower()], (one.span[0], match.end()))
 
 
 def _number_phrases(text: str) -> list[Span]:
@@ -124,7 +134,7 @@ def _number_phrases(text: str) -> list[Span]:
         word = text[start:end].lower()
         gap = text[last_end:start] if runs else ""
         goes_on = bool(runs) and last_end == runs[-1][1] and gap.strip() in ("", "-") and "\n" not in gap
-        if word in _ENGLISH or (goes_on and word in _WITHIN):
+        if (word in _ENGLISH and not (word in _TIMES and _is_scaled(text, start))) or (goes_on and word in _WITHIN):
             if goes_on:
                 runs[-1] = (runs[-1][0], end)
             else:
@@ -133,6 +143,10 @@ def _number_phrases(text: str) -> list[Span]:
         else:
             last_end = -1
     return [(start, start + len(re.sub(r"(?i)[\s-]+(?:and|point)$", "", text[start:end]))) for start, end in runs]
+
+
+def _is_scaled(text: str, start: int) -> bool:
+    return text[:start].rstrip()[-1:].isdigit()
 
 
 def _of_phrase(text: str, span: Span) -> list[Quantity]:

@@ -48,11 +48,11 @@ _WORDS = {"en": _EN, "de": _DE, "fr": _FR, "es": _ES, "it": _IT}
 SHORT = 3  # letters: in other languages words of so many carry no content
 
 NEGATIONS = {
-    "en": "not no never none nobody nothing neither nor without cannot",
-    "de": "nicht kein keine keinen keinem keiner keines nie niemals niemand nichts ohne weder",
-    "fr": "ne n' pas jamais rien aucun aucune personne sans ni",
-    "es": "no nunca jamás nada nadie ningún ninguno ninguna sin ni tampoco",
-    "it": "non mai niente nulla nessuno nessuna senza né",
+    "en": "not no never none nobody nothing neither cannot",
+    "de": "nicht kein keine keinen keinem keiner keines nie niemals niemand nichts weder",
+    "fr": "ne n' pas jamais rien aucun aucune",
+    "es": "no nunca jamás nada nadie ningún ninguno ninguna tampoco",
+    "it": "non mai niente nulla nessuno nessuna",
 }
 
 

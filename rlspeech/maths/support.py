@@ -18,6 +18,7 @@ from rapidfuzz import fuzz
 from rlspeech.maths.found import NOTHING, Found, Reply, Span, joined
 from rlspeech.maths.phonetics import alike, same_stem
 from rlspeech.maths.quantities import Quantity, dates, language, numbers
+from rlspeech.maths.refusals import says_not_said
 from rlspeech.maths.small_words import is_small, negates
 from rlspeech.maths.text import is_spaced, word_spans
 
@@ -25,8 +26,13 @@ FEW_WORDS = 4  # of a reply whose first word may be a name, too: "Kevin."
 QUOTED = 85.0  # of 100, rapidfuzz's partial ratio of a quotation that is in the transcript
 SAME_CLAUSE = 0.75  # least share of a clause's content that another one has, to say the same but for a negation
 _QUOTES = re.compile(r"“([^”]+)”|\"([^\"]+)\"|«([^»]+)»|„([^“”]+)[“”]|「([^」]+)」")
-_CLAUSE = re.compile(r"[^.!?;:\n。！？；]+")  # noqa: RUF001
+_PART = re.compile(r"[^.!?;:,\n。！？；，]+")  # noqa: RUF001
 _CLOCK = {"half": (Fraction(30), Fraction(1, 2)), "quarter": (Fraction(15), Fraction(45), Fraction(1, 4))}
+
+
+def _has_speech(reply: Reply) -> bool:
+    """With a transcript that has words: what is said in silence is for `silence` to find."""
+    return reply.transcript is not None and bool(word_spans(reply.transcript))
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,10 @@ def names(reply: Reply) -> Found | None:
     >>> names(Reply("It was Kevin Kowalsky.", "John Kowalski called.")).spans
     ((7, 12),)
     """
-    if reply.transcript is None or language(reply.lang) == "de" or not is_spaced(reply.text):
+    if not _has_speech(reply) or language(reply.lang) == "de" or not is_spaced(reply.text):
         return None
     spans = word_spans(reply.text)
+    few = 0 if says_not_said(reply.text) else FEW_WORDS
     heard, lang = _heard(reply), language(reply.lang)
     found: list[Span] = []
     count = 0
@@ -93,7 +100,7 @@ def names(reply: Reply) -> Found | None:
         is_first = not re.sub(r"[\s\"'“«(*-]+$", "", reply.text[:start]) or bool(
             re.search(r"[.!?:\n]['\"”)]?[\s\"'“«(*-]*$", reply.text[:start])
         )
-        if not word[0].isupper() or (is_first and len(spans) > FEW_WORDS):
+        if not word[0].isupper() or (is_first and len(spans) > few):
             continue
         plain = word.lower().removesuffix("'s")
         if is_small(plain, lang) or plain.startswith("i'") or _is_quantity(word, lang):
@@ -117,11 +124,11 @@ def number_values(reply: Reply) -> Found | None:
     >>> number_values(Reply("It costs 200 euros, not 300.", "Two hundred euros.")).spans
     ((24, 27),)
     """
-    if reply.transcript is None:
+    if not _has_speech(reply):
         return None
-    said = numbers(f"{reply.transcript}\n{reply.instruction}", reply.lang)
+    said = numbers(f"{reply.transcript or ''}\n{reply.instruction}", reply.lang)
     known = {one.value for one in said}
-    for word in _texts(reply.transcript):
+    for word in _texts(reply.transcript or ""):
         known |= {*_CLOCK.get(word, ())}
     asked = [one for one in numbers(reply.text, reply.lang) if not _enumerates(reply.text, one)]
     return _unknown(asked, known)
@@ -133,9 +140,9 @@ def date_values(reply: Reply) -> Found | None:
     >>> date_values(Reply("On Monday.", "See you on Friday.")).score
     1.0
     """
-    if reply.transcript is None:
+    if not _has_speech(reply):
         return None
-    known = {one.value for one in dates(f"{reply.transcript}\n{reply.instruction}", reply.lang)}
+    known = {one.value for one in dates(f"{reply.transcript or ''}\n{reply.instruction}", reply.lang)}
     return _unknown(dates(reply.text, reply.lang), known)
 
 
@@ -155,10 +162,10 @@ def quotes(reply: Reply) -> Found | None:
     >>> quotes(Reply('She says "never come back".', "She says hello.")).spans
     ((10, 25),)
     """
-    if reply.transcript is None:
+    if not _has_speech(reply):
         return None
     quoted = [match for match in _QUOTES.finditer(reply.text) if len(word_spans(match[0])) > 1]
-    text = " ".join(_texts(f"{reply.transcript}\n{reply.instruction}"))
+    text = " ".join(_texts(f"{reply.transcript or ''}\n{reply.instruction}"))
     wrong = [
         match.span(match.lastindex or 0) for match in quoted if fuzz.partial_ratio(_plain(match[0]), text) < QUOTED
     ]
@@ -172,18 +179,19 @@ def _plain(text: str) -> str:
 def content(reply: Reply) -> Found | None:
     """Share of the words with content that neither transcript nor instruction has, in another form or spelling.
 
-    In scripts without spaces, of the pairs of neighbouring characters. None without a transcript.
+    In scripts without spaces, of the pairs of neighbouring characters. 0 of a reply that says that something is not
+    said. None without a transcript.
 
     >>> content(Reply("The lamps were bought by pirates.", "Somebody stole a lamp.")).spans
     ((15, 21), (25, 32))
     """
-    if reply.transcript is None:
+    if not _has_speech(reply):
         return None
     words = _content(reply.text, language(reply.lang))
-    if not words:
+    if not words or says_not_said(reply.text):
         return NOTHING
     if not is_spaced(reply.text):
-        said = f"{reply.transcript}\n{reply.instruction}"
+        said = f"{reply.transcript or ''}\n{reply.instruction}"
         wrong = [span for word, span in words if word not in said]
     else:
         heard = _heard(reply)
@@ -209,37 +217,42 @@ def _content(text: str, lang: str) -> list[tuple[str, Span]]:
 
 def negation(reply: Reply) -> Found | None:
     """How much of the content of a clause is that of one of the transcript, of which one alone is negated: the most
-    over the clauses of the reply. Clauses of one word with content are not compared. None without a transcript.
+    over those of the reply. Clauses of one word with content are not compared. None without a transcript.
 
     >>> negation(Reply("Anna did not sell the house.", "Anna sells her old house.")).score
     1.0
     """
-    if reply.transcript is None or not is_spaced(reply.text):
+    if not _has_speech(reply) or not is_spaced(reply.text):
         return None
     lang = language(reply.lang)
-    said = [_clause(text, lang) for text, _ in _clauses(reply.transcript)]
+    said = [_clause(text, lang) for text, _ in _parts(reply.transcript or "")]
     found: list[tuple[float, Span]] = []
-    for text, span in _clauses(reply.text):
-        words, is_negated = _clause(text, lang)
-        likeness = [(_overlap(words, others), flag != is_negated) for others, flag in said if words and others]
+    for text, span in _parts(reply.text):
+        words, _, is_negated = _clause(text, lang)
+        likeness = [(_overlap(words, others), flag != is_negated) for _, others, flag in said if words and others]
         best = max((one for one, _ in likeness), default=0.0)
         if len(words) > 1 and best >= SAME_CLAUSE and all(flips for one, flips in likeness if one == best):
             found.append((best, span))
     return Found(max(one for one, _ in found), joined([span for _, span in found])) if found else NOTHING
 
 
-def _clauses(text: str) -> Iterator[tuple[str, Span]]:
-    for match in _CLAUSE.finditer(text):
+def _parts(text: str) -> Iterator[tuple[str, Span]]:
+    """Clauses, cut at commas: a negation in the one part is none of the other."""
+    for match in _PART.finditer(text):
         if match[0].strip():
             yield match[0], match.span()
 
 
 @lru_cache(maxsize=4096)
-def _clause(text: str, lang: str) -> tuple[tuple[str, ...], bool]:
-    """Its words with content, and whether it is negated: an even number of negations is none (but not in French)."""
-    count = sum(negates(word, lang) for word in _texts(text))
+def _clause(text: str, lang: str) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """Its words with content, all its words, and whether it is negated: in English two
+    negations are none."""
+    text = re.sub(r"(?i)nothing but", "only", text)
+    words = [word for word in _texts(text) if len(word) > 1]
+    count = sum(negates(word, lang) for word in words)
     is_negated = count > 0 if lang != "en" else count % 2 == 1
-    return tuple(word for word, _ in _content(text, lang)), is_negated
+    own = tuple(word for word in words if not is_small(word, lang) and not negates(word, lang))
+    return own, tuple(words), is_negated
 
 
 def _overlap(words: tuple[str, ...], others: tuple[str, ...]) -> float:
