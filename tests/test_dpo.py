@@ -27,7 +27,7 @@ from rlspeech.types import Completion, Policy, Rollout, Sample, TokenBatch, Wave
 
 LENGTHS = [3, 5, 4, 2, 1, 6]  # of the preferred and the rejected reply of three pairs
 EVEN = [4, 5, 4, 2, 4, 6]  # the preferred ones are equally long
-VOCABULARY, WIDTH = 11, 5
+VOCABULARY, WIDTH, TEMPERATURE = 11, 5, 1.2
 LOSSES = [
     Loss(),
     Loss(beta=0.7),
@@ -48,7 +48,7 @@ def step_of(*, moved: float = 1.0, seed: int = 0, lengths: Sequence[int] = LENGT
     hidden, head = normal(tokens, WIDTH).requires_grad_(), normal(VOCABULARY, WIDTH).requires_grad_()
     targets = torch.randint(VOCABULARY, (tokens,), generator=draw)
     own = logprobs_of(hidden, head, targets).detach()
-    return Policy(hidden, head), batch_of(targets, own + moved * normal(tokens), lengths)
+    return Policy(hidden, head, TEMPERATURE), batch_of(targets, own + moved * normal(tokens), lengths)
 
 
 def batch_of(targets: Tensor, reference: Tensor, lengths: Sequence[int]) -> TokenBatch:
@@ -70,7 +70,7 @@ def batch_of(targets: Tensor, reference: Tensor, lengths: Sequence[int]) -> Toke
 
 
 def logprobs_of(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    return (hidden @ head.T).log_softmax(-1)[torch.arange(len(targets)), targets]
+    return (hidden @ head.T / TEMPERATURE).log_softmax(-1)[torch.arange(len(targets)), targets]
 
 
 def costs(margin: float) -> float:
