@@ -245,14 +245,6 @@ def test_a_small_step_raises_each_preferred_reply_and_lowers_each_rejected_one(l
     assert bool((before["accuracy"] == 0).all())
 
 
-def test_a_pair_counts_for_1_whatever_its_replies_were_sampled_with() -> None:
-    policy, batch = step_of()
-    sampled = replace(batch, sampler_logprobs=batch.reference_logprobs)
-    corrected = look(policy, sampled, Loss(), Objective(ImportanceConfig()))
-    check_equal(corrected.objective, look(policy, batch, Loss()).objective, policy)
-    assert "kl/sampler_learner_nats" in corrected.sampled
-
-
 @pytest.mark.parametrize("loss", [replace(loss, nll_weight=1.0) for loss in LOSSES], ids=str)
 def test_tokens_of_no_pair_cost_nothing_beside_pairs_and_alone(loss: Loss) -> None:
     policy, batch = step_of()
@@ -360,6 +352,25 @@ def test_rows_that_replies_share_have_the_loss_and_the_gradient_of_plain_ones(sm
     assert max(float(one.abs().max()) for one in theirs) > 1e-3
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_pair_counts_for_1_however_its_replies_were_sampled(small_student: Path) -> None:
+    learner = learner_of(small_student)
+    pairs = heard_pairs(learner.student)
+    sampled = [tuple(_with_logprobs(one, -9.0) for one in pair) for pair in pairs]
+    learner.objective = Objective(ImportanceConfig())
+    told = []
+    for replies in (pairs, sampled):
+        batches = with_reference(learner, pair_batches(learner.student, replies, micro_batch=8))
+        policy = Policy(hidden_of(learner.student, batches[0]), learner.student.head())
+        told.append(look(policy, batches[0], Loss(), learner.objective))
+    assert float(told[1].weights.sum()) == pytest.approx(3)
+    torch.testing.assert_close(told[1].weights, told[0].weights)
+    torch.testing.assert_close(told[1].objective, told[0].objective)
+
+
+def _with_logprobs(one: Rollout, value: float) -> Rollout:
+    return replace(one, completion=replace(one.completion, logprobs=(value,) * len(one.completion.token_ids)))
 
 
 def _of_pair(batch: TokenBatch, pair: int) -> dict[int, list[float]]:

@@ -41,7 +41,6 @@ class Loss:
     nll_weight: float = 0.0  # >= 0
 
     learns_from_pairs: ClassVar[bool] = True
-    corrects_sampler: ClassVar[bool] = True  # nothing is to correct: a pair counts for 1, wherever its replies are from
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
