@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from rlspeech.config import OptimConfig
+from rlspeech.config_objective import ImportanceConfig
+from rlspeech.engines.batches import NOBODY, make_batches
 from rlspeech.engines.learner_torch import TorchLearner
-from rlspeech.engines.measure import Look, Sums, look, weight_of
+from rlspeech.engines.measure import Look, Objective, Sums, hidden_of, look, weight_of
 from rlspeech.engines.pair_batches import pair_batches
 from rlspeech.engines.reply_logprobs import with_logprobs
 from rlspeech.losses.dpo import Loss
@@ -23,7 +26,8 @@ from rlspeech.students.tiny import Student
 from rlspeech.types import Completion, Policy, Rollout, Sample, TokenBatch, Waveform
 
 LENGTHS = [3, 5, 4, 2, 1, 6]  # of the preferred and the rejected reply of three pairs
-N, VOCABULARY, WIDTH = sum(LENGTHS), 11, 5
+EVEN = [4, 5, 4, 2, 4, 6]  # the preferred ones are equally long
+VOCABULARY, WIDTH, TEMPERATURE = 11, 5, 1.2
 LOSSES = [
     Loss(),
     Loss(beta=0.7),
@@ -33,35 +37,45 @@ LOSSES = [
 ]
 
 
-def step_of(*, moved: float = 1.0, seed: int = 0) -> tuple[Policy, TokenBatch]:
+def step_of(*, moved: float = 1.0, seed: int = 0, lengths: Sequence[int] = LENGTHS) -> tuple[Policy, TokenBatch]:
     """In float64, with a reference `moved` from the policy."""
     draw = torch.Generator().manual_seed(seed)
+    tokens = sum(lengths)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
-    hidden, head = normal(N, WIDTH).requires_grad_(), normal(VOCABULARY, WIDTH).requires_grad_()
-    targets = torch.randint(VOCABULARY, (N,), generator=draw)
+    hidden, head = normal(tokens, WIDTH).requires_grad_(), normal(VOCABULARY, WIDTH).requires_grad_()
+    targets = torch.randint(VOCABULARY, (tokens,), generator=draw)
     own = logprobs_of(hidden, head, targets).detach()
-    rollout = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS))
-    tokens_P = torch.tensor([a + b for a, b in zip(LENGTHS[::2], LENGTHS[1::2], strict=True)])
-    grid = torch.zeros(1, N, dtype=torch.long)
-    batch = TokenBatch(
+    return Policy(hidden, head, TEMPERATURE), batch_of(targets, own + moved * normal(tokens), lengths)
+
+
+def batch_of(targets: Tensor, reference: Tensor, lengths: Sequence[int]) -> TokenBatch:
+    """Replies of these lengths, preferred and rejected in turn; without the grid, which a loss does not see."""
+    rollout = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    tokens_P = torch.tensor([a + b for a, b in zip(lengths[::2], lengths[1::2], strict=True)])
+    grid = torch.zeros(1, 1, dtype=torch.long)
+    return TokenBatch(
         *[grid] * 3,
         None,
-        at=torch.arange(N),
+        at=torch.arange(len(targets)),
         targets=targets,
-        weights=1 / tokens_P[rollout // 2].double(),
+        weights=1 / tokens_P[rollout // 2].to(reference.dtype),
         rollout=rollout,
-        reference_logprobs=own + moved * normal(N),
+        reference_logprobs=reference,
         pair=rollout // 2,
         preferred=rollout % 2 == 0,
     )
-    return Policy(hidden, head), batch
 
 
 def logprobs_of(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    return (hidden @ head.T).log_softmax(-1)[torch.arange(len(targets)), targets]
+    return (hidden @ head.T / TEMPERATURE).log_softmax(-1)[torch.arange(len(targets)), targets]
+
+
+def costs(margin: float) -> float:
+    """-log sigmoid"""
+    return math.log1p(math.exp(-margin))
 
 
 def seen_of(loss: Loss, policy: Policy, batch: TokenBatch, cuts: list[list[int]]) -> tuple[Tensor, Sums]:
@@ -83,13 +97,14 @@ def by_trl(loss_types: list[str], weights: list[float], loss: Loss, policy: Poli
     from accelerate import Accelerator
     from trl import DPOTrainer
 
-    order = [*range(0, len(LENGTHS), 2), *range(1, len(LENGTHS), 2)]  # all preferred, then all rejected
+    lengths = batch.rollout.bincount().tolist()
+    order = [*range(0, len(lengths), 2), *range(1, len(lengths), 2)]  # all preferred, then all rejected
 
     def padded(values_N: Tensor) -> Tensor:
-        parts = values_N.split(LENGTHS)
+        parts = values_N.split(lengths)
         return torch.nn.utils.rnn.pad_sequence([parts[i] for i in order], batch_first=True)
 
-    mask = padded(torch.ones(N, dtype=torch.long))
+    mask = padded(torch.ones_like(batch.rollout))
     logprobs_RT = padded(logprobs_of(policy.hidden, policy.head, batch.targets))
     nothing = torch.zeros_like(logprobs_RT)
     told = {"log_probs": logprobs_RT, "entropy": nothing, "mean_logits": nothing, "is_top1": mask.bool()}
@@ -118,15 +133,20 @@ def gradients(value: Tensor, policy: Policy) -> tuple[Tensor, ...]:
     return torch.autograd.grad(value, [policy.hidden, policy.head], retain_graph=True)
 
 
+def check_equal(found: Tensor, expected: Tensor, policy: Policy) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(gradients(found, policy), gradients(expected, policy), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+        assert theirs.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_value_gradient_and_metrics_are_trls(loss: Loss) -> None:
     policy, batch = step_of()
     theirs, told = by_trl([loss.kind], [1.0], loss, policy, batch)
     for cuts in ([[0, 1, 2]], [[1], [2, 0]]):
         ours, sums = seen_of(loss, policy, batch, cuts)
-        assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-9)
-        for mine, other in zip(gradients(ours, policy), gradients(theirs, policy), strict=True):
-            torch.testing.assert_close(mine, other)
+        check_equal(ours, theirs, policy)
         means = sums.learned().metrics
         for name, other in {
             "rewards_chosen": "rewards/chosen",
@@ -139,38 +159,102 @@ def test_value_gradient_and_metrics_are_trls(loss: Loss) -> None:
             assert means[f"train/{name}"] == pytest.approx(told[other], rel=1e-6)
 
 
-def test_the_term_that_holds_on_is_trls_sft_where_the_preferred_replies_are_equally_long() -> None:
-    """TRL takes the mean over all tokens, so that long replies count more; ours is a mean for each pair."""
+@pytest.mark.parametrize("seed", range(3))
+def test_smoothed_sigmoid_is_trls_aot_of_one_pair(seed: int) -> None:
+    """TRL's own sigmoid ignores label_smoothing; its aot sorts the pairs of a batch, and one is in order."""
+    loss = Loss(beta=0.7, label_smoothing=0.2)
+    policy, batch = step_of(seed=seed, lengths=[3, 5])
+    ours, _ = seen_of(loss, policy, batch, [[0]])
+    check_equal(ours, by_trl(["aot"], [1.0], loss, policy, batch)[0], policy)
+    plain, _ = seen_of(replace(loss, label_smoothing=0.0), policy, batch, [[0]])
+    check_equal(plain, by_trl(["sigmoid"], [1.0], loss, policy, batch)[0], policy)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_the_term_that_holds_on_is_trls_sft_where_the_preferred_replies_are_equally_long(loss: Loss) -> None:
+    policy, batch = step_of(lengths=EVEN)
+    theirs, _ = by_trl([loss.kind, "sft"], [1.0, 0.5], loss, policy, batch)
+    nll, _ = by_trl(["sft"], [1.0], loss, policy, batch)
+    for cuts in ([[0, 1, 2]], [[1], [2, 0]]):
+        ours, sums = seen_of(replace(loss, nll_weight=0.5), policy, batch, cuts)
+        check_equal(ours, theirs, policy)
+        assert sums.learned().metrics["train/nll_chosen"] == pytest.approx(float(nll.detach()))
+
+
+def test_the_term_that_holds_on_is_a_mean_over_pairs_however_long_the_preferred_replies_are() -> None:
+    """Where TRL's, over the tokens of them all, hangs on how the step is cut."""
     policy, batch = step_of()
-    kept = (batch.pair == 1).nonzero()[:, 0]
-    one, part = replace(policy, hidden=policy.hidden[kept]), tokens_of(batch, kept)
-    loss = Loss(nll_weight=0.5)
-    ours = look(one, part, loss).objective / weight_of([part])
-    plain = look(one, part, Loss()).objective / weight_of([part])
-    nll = -logprobs_of(one.hidden, one.head, part.targets)[part.preferred].mean()
-    assert float(ours.detach()) == pytest.approx(float((plain + 0.5 * nll).detach()))
-    mean_P = [-logprobs_of(policy.hidden, policy.head, batch.targets)[batch.rollout == i].mean() for i in (0, 2, 4)]
-    whole, _ = seen_of(loss, policy, batch, [[0, 1, 2]])
-    without, _ = seen_of(Loss(), policy, batch, [[0, 1, 2]])
-    assert float((whole - without).detach()) == pytest.approx(0.5 * float(sum(mean_P).detach()) / 3)
+    logprobs_N = logprobs_of(policy.hidden, policy.head, batch.targets)
+    held = -sum(logprobs_N[batch.rollout == rollout].mean() for rollout in (0, 2, 4)) / 3
+    plain, _ = seen_of(Loss(), policy, batch, [[0, 1, 2]])
+    for cuts in ([[0, 1, 2]], [[1], [2, 0]]):
+        check_equal(seen_of(Loss(nll_weight=0.5), policy, batch, cuts)[0], plain + 0.5 * held, policy)
 
 
-def test_at_the_reference_a_pair_costs_log_2_and_a_worked_one_what_it_must() -> None:
+@pytest.mark.parametrize("kind", ["sigmoid", "robust", "sigmoid_norm"])
+def test_at_the_reference_a_pair_costs_log_2(kind: Any) -> None:
     policy, batch = step_of(moved=0)
-    value, sums = seen_of(Loss(), policy, batch, [[0, 1, 2]])
+    value, sums = seen_of(Loss(kind=kind), policy, batch, [[0, 1, 2]])
     assert float(value.detach()) == pytest.approx(math.log(2))
     assert sums.learned().metrics["train/margin"] == pytest.approx(0, abs=1e-12)
-    moved = (
-        batch.reference_logprobs
-        - torch.where(batch.preferred, 2.0, 0.0)
-        / torch.tensor([3.0, 5, 4, 2, 1, 6], dtype=torch.float64)[batch.rollout]
-    )  # each preferred reply is 2 nats likelier than at the reference
-    value, _ = seen_of(Loss(beta=0.5), policy, replace(batch, reference_logprobs=moved), [[0, 1, 2]])
-    assert float(value.detach()) == pytest.approx(math.log1p(math.exp(-1)))
-    value, _ = seen_of(
-        Loss(beta=0.5, label_smoothing=0.25), policy, replace(batch, reference_logprobs=moved), [[0, 1, 2]]
-    )
-    assert float(value.detach()) == pytest.approx(0.75 * math.log1p(math.exp(-1)) + 0.25 * math.log1p(math.e))
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (Loss(beta=1.0), costs(3)),
+        (Loss(beta=0.5), costs(1.5)),
+        (Loss(beta=1.0, label_smoothing=0.25), 0.75 * costs(3) + 0.25 * costs(-3)),
+        (Loss(kind="robust", beta=1.0, label_smoothing=0.25), (0.75 * costs(3) - 0.25 * costs(-3)) / 0.5),
+        (Loss(kind="sigmoid_norm", beta=2.0), costs(2)),
+        (Loss(kind="sigmoid_norm", beta=2.0, label_smoothing=0.25), 0.75 * costs(2) + 0.25 * costs(-2)),
+        (Loss(kind="ipo", beta=0.5), 0.0),
+        (Loss(kind="ipo", beta=0.25), 1.0),
+        (Loss(beta=1.0, nll_weight=2.0), costs(3) + 2 * math.log(2)),
+    ],
+    ids=str,
+)
+def test_a_pair_worked_by_hand(loss: Loss, expected: float) -> None:
+    """Each token has the probability 1/2. The preferred reply, of 4, gained 2 nats; the rejected, of 2, lost 1."""
+    own = torch.full((6,), math.log(0.5))
+    batch = batch_of(torch.zeros(6, dtype=torch.long), own - torch.tensor([0.5] * 4 + [-0.5] * 2), [4, 2])
+    loss_N, metrics = loss(Policy(torch.ones(6, 1, requires_grad=True), torch.zeros(2, 1)), batch)
+    assert loss_N.tolist() == pytest.approx([expected] * 6, abs=1e-6)
+    assert {name: values.tolist() for name, values in metrics.items()} == {
+        "rewards_chosen": pytest.approx([2 * loss.beta] * 6),
+        "rewards_rejected": pytest.approx([-loss.beta] * 6),
+        "margin": pytest.approx([3 * loss.beta] * 6),
+        "accuracy": [1.0] * 6,
+        "logps_chosen": pytest.approx([-4 * math.log(2)] * 6),
+        "logps_rejected": pytest.approx([-2 * math.log(2)] * 6),
+        "nll_chosen": pytest.approx([math.log(2)] * 6),
+    }
+    assert not any(values.requires_grad for values in metrics.values())
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_a_small_step_raises_each_preferred_reply_and_lowers_each_rejected_one(loss: Loss) -> None:
+    policy, batch = step_of(moved=0)
+    value, _ = seen_of(loss, policy, batch, [[0, 1, 2]])
+    (slope,) = torch.autograd.grad(value, [policy.hidden])
+    _, before = loss(policy, batch)
+    _, after = loss(replace(policy, hidden=policy.hidden - 1e-3 * slope), batch)
+    assert bool((after["logps_chosen"] > before["logps_chosen"]).all())
+    assert bool((after["logps_rejected"] < before["logps_rejected"]).all())
+    assert bool((after["accuracy"] == 1).all())
+    assert bool((before["accuracy"] == 0).all())
+
+
+@pytest.mark.parametrize("loss", [replace(loss, nll_weight=1.0) for loss in LOSSES], ids=str)
+def test_tokens_of_no_pair_cost_nothing_beside_pairs_and_alone(loss: Loss) -> None:
+    policy, batch = step_of()
+    whole, _ = loss(policy, batch)
+    mine = batch.pair != 1
+    some, _ = loss(policy, replace(batch, pair=batch.pair.masked_fill(~mine, NOBODY)))
+    assert some.tolist() == pytest.approx(whole.where(mine, torch.zeros(())).tolist())
+    none, metrics = loss(policy, replace(batch, pair=torch.full_like(batch.pair, NOBODY)))
+    assert all(found.abs().max() == 0 for found in (none, *gradients(none.sum(), policy)))
+    assert all(bool(values.isfinite().all()) for values in metrics.values())
 
 
 def test_what_cannot_be_learned_from_is_told() -> None:
@@ -242,6 +326,51 @@ def test_a_learner_comes_to_prefer_and_pairs_about_one_audio_share_a_row(small_s
     losses = [learner.step([batch], loss).metrics for _ in range(8)]
     assert losses[-1]["train/loss"] < losses[0]["train/loss"] < math.log(2)
     assert losses[-1]["train/accuracy"] == 1
+
+
+def test_rows_that_replies_share_have_the_loss_and_the_gradient_of_plain_ones(small_student: Path) -> None:
+    learner = learner_of(small_student)
+    student, pairs = learner.student, heard_pairs(learner.student)
+    loss = Loss(beta=0.3, nll_weight=0.1)
+    packed = pair_batches(student, pairs, micro_batch=8)
+    reference = learner.logprobs(packed)
+    (packed,) = with_logprobs(packed, reference=reference)
+    learner.step([packed], loss)  # adapters begin at 0 and have half of a gradient
+    rollouts = [one for pair in pairs for one in pair]
+    rows = [make_batches(student, [one], micro_batch=1)[0] for one in rollouts]
+    of_reference = torch.tensor([value for index in range(len(rows)) for value in reference[index]])
+    plain = batch_of(torch.cat([row.targets for row in rows]), of_reference, [len(row.targets) for row in rows])
+    values = {
+        "packed": look(Policy(hidden_of(student, packed), student.head()), packed, loss).objective,
+        "plain": look(
+            Policy(torch.cat([hidden_of(student, row) for row in rows]), student.head()), plain, loss
+        ).objective,
+    }
+    torch.testing.assert_close(values["packed"], values["plain"], rtol=1e-4, atol=1e-5)
+    learned = [value for value in student.model.parameters() if value.requires_grad]
+    ours, theirs = (torch.autograd.grad(value, learned) for value in values.values())
+    assert max(float(one.abs().max()) for one in theirs) > 1e-3
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_pair_counts_for_1_however_its_replies_were_sampled(small_student: Path) -> None:
+    learner = learner_of(small_student)
+    pairs = heard_pairs(learner.student)
+    sampled = [tuple(_with_logprobs(one, -9.0) for one in pair) for pair in pairs]
+    learner.objective = Objective(ImportanceConfig())
+    told = []
+    for replies in (pairs, sampled):
+        batches = with_reference(learner, pair_batches(learner.student, replies, micro_batch=8))
+        policy = Policy(hidden_of(learner.student, batches[0]), learner.student.head())
+        told.append(look(policy, batches[0], Loss(), learner.objective))
+    assert float(told[1].weights.sum()) == pytest.approx(3)
+    torch.testing.assert_close(told[1].weights, told[0].weights)
+    torch.testing.assert_close(told[1].objective, told[0].objective)
+
+
+def _with_logprobs(one: Rollout, value: float) -> Rollout:
+    return replace(one, completion=replace(one.completion, logprobs=(value,) * len(one.completion.token_ids)))
 
 
 def _of_pair(batch: TokenBatch, pair: int) -> dict[int, list[float]]:

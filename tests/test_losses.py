@@ -25,6 +25,8 @@ OPTIONAL = [
     "advantages",
     "old_logprobs",
     "reference_logprobs",
+    "pair",
+    "preferred",
 ]
 FULL, TOPK = ["teacher_hidden", "teacher_head"], ["teacher_topk_ids", "teacher_topk_logprobs"]
 DIVERGENCES = ["reverse_kl", "forward_kl", "jsd"]
@@ -41,7 +43,10 @@ PER_TOKEN = [
     "advantages",
     "old_logprobs",
     "reference_logprobs",
+    "pair",
+    "preferred",
 ]
+PAIR = 4  # tokens of a pair, two of each reply
 
 
 def make(name: str, **options: float | str) -> Loss:
@@ -69,7 +74,7 @@ def policy_and_batch() -> tuple[Policy, TokenBatch]:
         at=torch.arange(N),
         targets=targets,
         weights=torch.ones(N, dtype=torch.float64),
-        rollout=torch.arange(N) // 4,
+        rollout=torch.arange(N) // 2,
         sampler_logprobs=q + 0.05 * normal(N),
         teacher_logprobs=q + normal(N),
         teacher_hidden=teacher_hidden,
@@ -79,6 +84,8 @@ def policy_and_batch() -> tuple[Policy, TokenBatch]:
         advantages=normal(N),
         old_logprobs=q + 0.05 * normal(N),
         reference_logprobs=q + normal(N),
+        pair=torch.arange(N) // PAIR,
+        preferred=torch.arange(N) // 2 % 2 == 0,
     )
     return Policy(hidden, head, temperature=0.8), batch
 
@@ -88,8 +95,13 @@ def part(policy: Policy, batch: TokenBatch, rows: slice) -> tuple[Policy, TokenB
     return replace(policy, hidden=policy.hidden[rows]), replace(batch, **cut)
 
 
+def of_pairs(name: str) -> bool:
+    """Such a loss is about pairs: what is cut off or masked is a pair, not a token."""
+    return getattr(make(name), "learns_from_pairs", False)
+
+
 def test_the_folder_has_the_losses_of_the_recipes():
-    assert {"cross_entropy", "reverse_kl", "forward_kl", "jsd", "k1", "grpo"} <= set(NAMES)
+    assert {"cross_entropy", "reverse_kl", "forward_kl", "jsd", "k1", "grpo", "dpo"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,10 +131,11 @@ def test_a_loss_gives_one_value_a_token_and_detached_metrics(name: str):
 def test_masked_tokens_get_no_gradient(name: str):
     policy, batch = policy_and_batch()
     weights = torch.ones(N, dtype=torch.float64)
-    weights[::3] = 0
+    masked = slice(0, PAIR) if of_pairs(name) else slice(0, N, 3)
+    weights[masked] = 0
     (make(name)(policy, batch)[0] * weights).sum().backward()
     assert policy.hidden.grad is not None
-    assert policy.hidden.grad[::3].abs().max() == 0
+    assert policy.hidden.grad[masked].abs().max() == 0
     assert policy.hidden.grad.abs().max() > 0
 
 
@@ -135,7 +148,8 @@ def test_micro_batches_do_not_change_the_gradient(name: str, head_learns: bool):
     learned = [policy.hidden, policy.head] if head_learns else [policy.hidden]
     loss = make(name)
     whole = loss(policy, batch)[0].sum() / N
-    parts = [loss(*part(policy, batch, rows))[0].sum() / N for rows in (slice(0, 1), slice(1, 8), slice(8, N))]
+    first = PAIR if of_pairs(name) else 1
+    parts = [loss(*part(policy, batch, rows))[0].sum() / N for rows in (slice(0, first), slice(first, 8), slice(8, N))]
     torch.testing.assert_close(sum(parts), whole)
     expected = torch.autograd.grad(whole, learned)
     apart = [torch.autograd.grad(one, learned) for one in parts]
@@ -177,6 +191,7 @@ def test_a_missing_field_is_not_needed_or_is_named(name: str, field: str):
         *((name, fields) for name in DIVERGENCES for fields in (FULL, TOPK)),
         ("k1", ["sampler_logprobs", "teacher_logprobs"]),
         ("grpo", ["advantages"]),
+        ("dpo", ["pair", "preferred", "reference_logprobs"]),
     ],
 )
 def test_a_loss_needs_these_fields_alone(name: str, needed: list[str]):

@@ -20,8 +20,10 @@ def pair_batches(
 ) -> list[TokenBatch]:
     """As `make_batches`, of the preferred and the rejected reply of each pair: rollouts 2p and 2p + 1.
 
-    The weights of a pair's tokens add up to 1. Raises ValueError where a reply has no token, or the two of a pair are
-    not replies to one prompt.
+    The weights of a pair's tokens add up to 1, and stay so: what the replies were sampled with is left out, because a
+    ratio to it would be taken of each token, and a pair's loss is not an expectation over them.
+
+    Raises ValueError where a reply has no token, or the two of a pair are not replies to one prompt.
     """
     rollouts = [one for pair in pairs for one in pair]
     shares = []
@@ -46,4 +48,4 @@ def pair_batches(
 def _with_pairs(batch: TokenBatch) -> TokenBatch:
     """Copies that fill a rank's turn are of no pair."""
     pair = torch.where(batch.rollout == NOBODY, NOBODY, batch.rollout // 2)
-    return replace(batch, pair=pair, preferred=batch.rollout % 2 == 0)
+    return replace(batch, pair=pair, preferred=batch.rollout % 2 == 0, sampler_logprobs=None)

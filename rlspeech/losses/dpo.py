@@ -1,7 +1,7 @@
 """Preference learning from pairs of replies: DPO and its kin, by settings."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -23,12 +23,16 @@ class Loss:
     robust        (-(1 - e) log sigmoid(beta d) + e log sigmoid(-beta d)) / (1 - 2 e); 2403.00409
     ipo           (d - 1 / (2 beta))^2, r averaged over the tokens of a reply; 2310.12036, eq. 17, averaged as TRL does
     sigmoid_norm  sigmoid, r averaged over the tokens of a reply (LN-DPO, 2411.15124)
-    plus nll_weight times the mean over its tokens of -log q of the preferred reply (RPO, 2404.19733), which keeps it
-    from becoming less likely.
+    plus nll_weight times the mean over its tokens of -log q of the preferred reply, which keeps it from becoming less
+    likely (RPO, 2404.19733: it divides by the reply's length, too).
 
-    The names are those of TRL's `loss_type`, where nll_weight is a second one, `sft`, the mean over the tokens of all
-    pairs. The loss of a pair stands at each of its tokens; their weights, `shares`, add up to 1, so that the learner's
-    weighted mean is the mean over pairs.
+    The names are those of TRL's `loss_type`. Its sigmoid and sigmoid_norm ignore label_smoothing: with it, ours are
+    cDPO (Mitchell 2023, "A note on DPO with noisy preferences"), TRL's `aot` where there is one pair. nll_weight is the
+    weight of `sft` as a second loss_type, whose mean is over the preferred tokens of all pairs of a micro-batch: that
+    is ours where these replies are equally long.
+
+    The loss of a pair stands at each of its tokens; their weights (engines.pair_batches) add up to 1, so that the
+    learner's weighted mean is the mean over pairs. Tokens of no pair have the loss 0.
     """
 
     kind: Kind = "sigmoid"
@@ -36,7 +40,7 @@ class Loss:
     label_smoothing: float = 0.0  # 0..0.5
     nll_weight: float = 0.0  # >= 0
 
-    learns_from_pairs = True
+    learns_from_pairs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -65,7 +69,7 @@ class Loss:
         if not bool(((own.chosen_tokens > 0) & (own.rejected_tokens > 0))[pairs >= 0].all()):
             raise ValueError("a pair has one reply only: both must be in the same micro-batch")
         nll_P = -own.chosen / own.chosen_tokens.clamp(min=1)
-        loss_P = self._preference(gap) + self.nll_weight * nll_P
+        loss_P = (self._preference(gap) + self.nll_weight * nll_P) * (pairs >= 0)
         rewards = {"rewards_chosen": self.beta * gap.chosen, "rewards_rejected": self.beta * gap.rejected}
         margin_P = rewards["rewards_chosen"] - rewards["rewards_rejected"]
         told = {
