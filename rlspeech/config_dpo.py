@@ -48,6 +48,9 @@ class ChoosingConfig(Section):
         None,
         description="a reply that the teacher finds less likely by so many nats a byte is rejected, too; default: none",
     )
+    reference: bool = Field(
+        False, description="the data's own answer is preferred where neither student nor teacher has a faultless reply"
+    )
     judged: Positive | None = Field(
         None, description="a reply that the rewards value less by so much is rejected, too; default: none"
     )

@@ -52,6 +52,11 @@ def test_of_clean_replies_the_teachers_likeliest_is_preferred_but_the_students_o
     assert found[0].chosen is other
     found, _ = choose([teachers, WRONG], Rules(), never)
     assert found[0].chosen is teachers
+    known = replace(teachers, text="Two red lamps.", origin="reference")
+    found, _ = choose([known, teachers, WRONG], Rules(), never)
+    assert found[0].chosen is teachers
+    found, _ = choose([known, WRONG], Rules(), never)
+    assert found[0].chosen is known
     cut = replace(GOOD, ended=False)
     assert choose([cut, WRONG], Rules(), never) == ([], "no_clean")
 

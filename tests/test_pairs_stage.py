@@ -196,6 +196,7 @@ def test_online_pairs_are_of_fresh_replies(spoken, small_student, tmp_path: Path
     [
         ("--loss=grpo --loss-options={}", "loss = 'grpo': knows no pairs (learns_from_pairs), as dpo does"),
         ("--pairs=nowhere.jsonl", "nowhere.jsonl: no such file of pairs"),
+        ("--importance.level=off", "importance: cannot act, replies of pairs have no log-probs of a sampler"),
         ("--online --sampling.n=1", "sampling.n = 1: a reply alone makes no pair"),
         ("--detectors.thresholds.loops=0.5", "detectors: 'loops' is none"),
     ],

@@ -29,7 +29,7 @@ class Pair:
     rejected: str
     chosen_ended: bool = True
     rejected_ended: bool = True
-    chosen_origin: str = "student"  # or teacher
+    chosen_origin: str = "student"  # or teacher, or reference: the data's own answer
     reason: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()  # what the detectors point at in the rejected reply
     margin: float = 0.0

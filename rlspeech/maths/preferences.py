@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
+Origin = Literal["student", "teacher", "reference"]  # preferred in this order
 Why = Literal["alike", "clean", "no_clean", "length", "margin"]
 UNLIKELY, JUDGED = "unlikely", "judged"  # reasons beside the names of detectors
 
@@ -26,7 +27,7 @@ class Candidate:
 
     text: str
     ended: bool = True
-    origin: Literal["student", "teacher"] = "student"
+    origin: Origin = "student"
     scores: Mapping[str, float] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
@@ -53,7 +54,7 @@ def choose(candidates: Sequence[Candidate], rules: Rules, shorten: Shorten) -> t
     """Pairs of one prompt's replies, at most `per_prompt`; where there is none, why.
 
     The preferred reply is the likeliest for the teacher (then the best judged, then the shortest) of those that are
-    clean, the student's own before the teacher's. Rejected is a reply with a fault that the preferred one has less of
+    clean, the student's own before the teacher's, and that before the reference. Rejected is a reply with a fault that the preferred one has less of
     by `margin`; that the teacher finds less likely by `unlikely_nats` a byte; or that is judged worse by `judged`.
     Worst first, and reasons that no pair has yet before those that one has. What is longer than `length_ratio` allows
     is `shorten`ed to so many characters, where its fault is still in there: a loop is one long before its end.
@@ -80,10 +81,10 @@ def choose(candidates: Sequence[Candidate], rules: Rules, shorten: Shorten) -> t
     return [], missed.most_common(1)[0][0] if missed else "clean"
 
 
-def _worth(one: Candidate) -> tuple[bool, float, float, int]:
+def _worth(one: Candidate) -> tuple[int, float, float, int]:
     judged = -1e9 if one.judged is None else one.judged
     likely = -1e9 if one.nats_per_byte is None else one.nats_per_byte
-    return one.origin == "student", likely, judged, -len(one.text)
+    return -get_args(Origin).index(one.origin), likely, judged, -len(one.text)
 
 
 def _against(chosen: Candidate, other: Candidate, rules: Rules, shorten: Shorten) -> tuple[Choice | None, Why | None]:

@@ -245,8 +245,7 @@ def _parts(text: str) -> Iterator[tuple[str, Span]]:
 
 @lru_cache(maxsize=4096)
 def _clause(text: str, lang: str) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
-    """Its words with content, all its words, and whether it is negated: in English two
-    negations are none."""
+    """Its words with content, all its words, and whether it is negated: in English two negations are none."""
     text = re.sub(r"(?i)nothing but", "only", text)
     words = [word for word in _texts(text) if len(word) > 1]
     count = sum(negates(word, lang) for word in words)

@@ -58,6 +58,8 @@ def _loss(config: DpoConfig) -> Any:
     loss = load_class("losses", config.loss, "Loss", config.loss_options)
     if not getattr(loss, "learns_from_pairs", False):
         raise UserError(f"loss = {config.loss!r}: knows no pairs (learns_from_pairs), as dpo does")
+    if config.importance != type(config).model_fields["importance"].default:
+        raise UserError("importance: cannot act, replies of pairs have no log-probs of a sampler; leave it out")
     if config.online and config.max_policy_lag:
         raise UserError("online = true: pairs are made with the newest weights; max_policy_lag must be 0")
     if config.online and config.sampling.n < 2:

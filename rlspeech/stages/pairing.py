@@ -22,7 +22,7 @@ WHY: Mapping[Why, str] = {
 ADVICE: Mapping[Why, str] = {
     "alike": "raise replies.temperatures",
     "clean": "raise replies.temperatures or lower detectors.thresholds",
-    "no_clean": "name a teacher, whose reply is then preferred, or raise detectors.thresholds",
+    "no_clean": "name a teacher, whose reply is then preferred, or set choosing.reference",
     "length": "raise choosing.length_ratio",
     "margin": "lower choosing.margin",
 }
@@ -42,6 +42,10 @@ class Pairing:
     def pairs(self, sample: Sample, audio_s: float | None, replies: Sequence[Mapping[str, Any]]) -> list[Pair]:
         """`replies`: text, ended, and origin, nats_per_byte, judged where they are known."""
         candidates = [self._candidate(sample, audio_s, one) for one in replies]
+        if self.rules.reference and sample.reference:
+            candidates.append(
+                self.examiner.candidate(sample, audio_s, sample.reference, ended=True, origin="reference")
+            )
         own = [one for one in candidates if one.origin == "student"]
         self.prompts += 1
         self.replies += len(own)
@@ -51,7 +55,7 @@ class Pairing:
             return self.examiner.shortened(sample, audio_s, one, longest)
 
         rejectable = [one for one in candidates if one.origin == "student" or one.is_clean]
-        chosen, why = choose(rejectable, Rules(**self.rules.model_dump()), shorten)
+        chosen, why = choose(rejectable, Rules(**self.rules.model_dump(exclude={"reference"})), shorten)
         if why is not None:
             self.without[why] += 1
         return [
