@@ -73,6 +73,9 @@ class PairsConfig(Section):
     seed: Seed = Field(0, description="seed of every draw")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
     trust_remote_code: bool = Field(False, description="allow Python code that comes with a checkpoint")
+    recordings: Count | None = Field(
+        None, description="of data.train that are asked about, the first ones; default: all"
+    )
     batch: Count = Field(16, description="audios whose replies are written at once: what a killed run loses at most")
     data: DataConfig
     audio: AudioConfig = AudioConfig()

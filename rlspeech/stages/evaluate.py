@@ -21,7 +21,7 @@ from rlspeech.maths.scores import TRANSCRIBE, score
 from rlspeech.protocols import Sampling, Student, Teacher
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.biasing_lists import Lists
-from rlspeech.stages.examining import Examiner, fault_shares
+from rlspeech.stages.examining import Examiner, all_faults, fault_shares
 from rlspeech.stages.hearing import Data, Recording, flat, hear, listen, read_samples, recordings_of
 from rlspeech.stages.held_out import divergence
 from rlspeech.stages.models import use_threads
@@ -96,16 +96,17 @@ class Evaluation:
         replies = [rollout.completion.text for rollout in rollouts]
         audio_s = [one.audio_s for one in recordings for _ in one.samples]
         ended = [rollout.completion.finish == "stop" for rollout in rollouts]
-        faults = fault_shares(self.examiner, samples, audio_s, replies, ended)
-        scores: dict[str, Any] = {"student": {**asdict(score(samples, replies)), **faults}}
+        faults = all_faults(self.examiner, samples, audio_s, replies, ended)
+        own = {**asdict(score(samples, replies)), **fault_shares(samples, faults)}
+        scores: dict[str, Any] = {"student": own}
         columns: dict[str, list[str | None]] = {}
         kl_of: Mapping[int, Sequence[float]] = {}
         if self.teacher is not None:
             read = [known.get((name, sample.id)) for sample in samples]
             if None in read:
                 read = self.teacher.reply(samples, max_tokens=self.config.evaluation.max_tokens)
-            faults = fault_shares(self.examiner, samples, audio_s, read)
-            scores["teacher"] = {**asdict(score(samples, read)), **faults}
+            theirs = fault_shares(samples, all_faults(self.examiner, samples, audio_s, read))
+            scores["teacher"] = {**asdict(score(samples, read)), **theirs}
             columns["teacher_reply"] = read
         if self.teacher is not None and (scores["student"]["wer"] or 0) < self.config.evaluation.compare_below_wer:
             kl_of = self._divergence(self.teacher, rollouts)
@@ -118,7 +119,7 @@ class Evaluation:
             own = row(rollout, kl_of.get(index, ()), self.student)
             path = rollout.sample.audio.path if rollout.sample.audio else None
             place = {"set": name, "kind": rollout.sample.tags.get("kind"), "key": rollout.sample.tags.get("key")}
-            audio = {"audio": relative(path, self.config.run_dir) if path else None}
+            audio = {"audio": relative(path, self.config.run_dir) if path else None, "faults": faults[index]}
             rows.append({**own, **place, **audio, **{key: values[index] for key, values in columns.items()}})
         return scores, rows
 

@@ -18,6 +18,7 @@ from rlspeech.maths.detectors import (
     flags,
 )
 from rlspeech.maths.preferences import Candidate
+from rlspeech.maths.scores import TRANSCRIBE
 from rlspeech.types import Sample
 
 NOT_SAID = "not_said"  # the kind of a question whose answer is not in the speech
@@ -76,20 +77,28 @@ class Examiner:
         return replace(found, origin=one.origin)
 
 
-def fault_shares(
+def all_faults(
     examiner: Examiner,
     samples: Sequence[Sample],
     audio_s: Sequence[float | None],
     replies: Sequence[str],
     ended: Sequence[bool] | None = None,
-) -> dict[str, float]:
-    """Shares of the replies that repeat themselves, and that say what the transcript does not support.
-
-    `ended`: whether each came to its own end; default: all did.
-    """
-    faults = [
-        {*flags(examiner.found(sample, seconds, reply, ended=whole), examiner.thresholds)}
+) -> list[tuple[str, ...]]:
+    """Of each reply. `ended`: whether each came to its own end; default: all did."""
+    return [
+        flags(examiner.found(sample, seconds, reply, ended=whole), examiner.thresholds)
         for sample, seconds, reply, whole in zip(samples, audio_s, replies, ended or [True] * len(replies), strict=True)
     ]
-    groups = {"repetitive": REPEATS, "unsupported": UNSUPPORTED}
-    return {name: sum(bool(one & {*group}) for one in faults) / max(1, len(faults)) for name, group in groups.items()}
+
+
+def fault_shares(samples: Sequence[Sample], faults: Sequence[Sequence[str]]) -> dict[str, float | None]:
+    """Shares of the replies that repeat themselves, and that say what the transcript does not support.
+
+    Transcripts do not count towards the second: their word errors are a measure of their own. None of no replies.
+    """
+    answers = [one for sample, one in zip(samples, faults, strict=True) if sample.tags.get("kind") != TRANSCRIBE]
+    return {"repetitive": _share(faults, REPEATS), "unsupported": _share(answers, UNSUPPORTED)}
+
+
+def _share(faults: Sequence[Sequence[str]], group: Sequence[str]) -> float | None:
+    return sum(bool({*one} & {*group}) for one in faults) / len(faults) if faults else None

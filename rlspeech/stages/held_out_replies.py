@@ -8,7 +8,7 @@ from rlspeech.config import OptimConfig
 from rlspeech.engines.batches import make_batches
 from rlspeech.engines.build import Engines
 from rlspeech.protocols import Sampling
-from rlspeech.stages.examining import Examiner, fault_shares
+from rlspeech.stages.examining import Examiner, all_faults, fault_shares
 from rlspeech.stages.hearing import Heard, flat
 from rlspeech.types import Rollout
 
@@ -37,8 +37,9 @@ class HeldOutReplies:
             audio_s = [one.audio_s for one in recordings for _ in one.samples]
             replies = [one.completion for one in rollouts]
             ended = [one.finish == "stop" for one in replies]
-            shares = fault_shares(self.examiner, samples, audio_s, [one.text for one in replies], ended)
-            found |= {f"held_out/{name}_{key}_share": value for key, value in shares.items()}
+            faults = all_faults(self.examiner, samples, audio_s, [one.text for one in replies], ended)
+            shares = fault_shares(samples, faults)
+            found |= {f"held_out/{name}_{key}_share": value for key, value in shares.items() if value is not None}
             found[f"kl/{name}_reference_nats"] = self._from_reference(engines, rollouts)
         return found
 

@@ -22,7 +22,7 @@ from rlspeech.protocols import RolloutEngine, Sampling, Student, Teacher
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.chain import starting_point
 from rlspeech.stages.examining import Examiner
-from rlspeech.stages.hearing import Heard, Recording, flat, hear, listen, read_samples
+from rlspeech.stages.hearing import Heard, Recording, flat, hear, listen, read_samples, recordings_of
 from rlspeech.stages.models import use_threads
 from rlspeech.stages.pairing import Pairing, report
 from rlspeech.stages.progress import progress
@@ -45,6 +45,8 @@ def run(config: PairsConfig, *, resume: bool = False) -> None:
     examiner = Examiner.of(config.detectors)
     needs = ("audio", "transcript") if config.teacher else ("audio",)
     samples = read_samples(config.data.train, config.data, needs, kinds=config.data.kinds)
+    if config.recordings is not None:
+        samples = recordings_of(samples, config.recordings)
     examiner.check(samples)
     recordings = listen(samples)
     with RewardHost.of(config.rewards) if config.rewards else nullcontext() as rewards:

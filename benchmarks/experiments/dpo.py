@@ -1,0 +1,96 @@
+"""Faults in the replies of the tiny student before and after DPO, on held-out speech; docs/dpo.md.
+
+For each seed: pairs of the student's own replies, DPO on them, and the evaluation of before and after. What is finished
+is not run again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+CORES = len(os.sched_getaffinity(0))
+MEASURES: Mapping[str, str] = {
+    "repetitive": "repeating",
+    "unsupported": "unsaid",
+    "wer": "WER",
+    "fuzzy": "right",
+    "kl_nats": "KL to the teacher",
+}
+START = "start"
+
+
+def main() -> None:
+    args = arguments()
+    out: Path = args.out
+    evaluate(args, args.student, START)
+    for seed in args.seeds:
+        pairs, dpo = out / f"pairs-{seed}", out / f"dpo-{seed}"
+        own = ["--student", args.student, "--seed", seed, "--resume"]
+        rlspeech("pairs", "tiny/pairs", *own, "--run-dir", pairs, "--recordings", args.recordings)
+        more = [
+            "--run-dir",
+            dpo,
+            "--pairs",
+            pairs / "pairs.jsonl",
+            "--optim.steps",
+            args.steps,
+            "--held-out.samples",
+            1,
+        ]
+        rlspeech("dpo", "tiny/dpo", *own, *more)
+        evaluate(args, dpo / "checkpoint", f"dpo-{seed}")
+    show(out, [f"dpo-{seed}" for seed in args.seeds])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny-dpo"), help="folder of all runs")
+    start = Path("runs/tiny/quickstart/distill/checkpoint")
+    parser.add_argument("--student", type=Path, default=start, help="distilled student that all begin with")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of replies, pairs and DPO")
+    parser.add_argument("--recordings", type=int, default=24, help="whose replies make pairs")
+    parser.add_argument("--steps", type=int, default=16, help="of DPO")
+    parser.add_argument("--samples", type=int, default=20, help="held-out recordings of each set")
+    return parser.parse_args()
+
+
+def evaluate(args: argparse.Namespace, student: Path, name: str) -> None:
+    folder = args.out / f"evaluate-{name}"
+    if not (folder / "done.json").is_file():
+        options = ["--student", student, "--run-dir", folder, "--evaluation.samples", args.samples, "--after", name]
+        first = args.out / f"evaluate-{START}"
+        rlspeech("evaluate", "tiny/evaluate", *options, *(["--reuse", first] if first.is_dir() else []))
+
+
+def rlspeech(*words: object) -> None:
+    """A command in a process of its own."""
+    command = [sys.executable, "-m", "rlspeech", *map(str, words), "--threads", str(CORES)]
+    if (found := subprocess.run(command, check=False)).returncode:
+        raise SystemExit(f"{' '.join(command)}: status {found.returncode}")
+
+
+def show(out: Path, after: list[str]) -> None:
+    """A table in Markdown: the mean over the held-out sets; after DPO mean and standard deviation over the seeds."""
+    before, found = scores(out, START), [scores(out, name) for name in after]
+    print(f"| | before | after, {len(after)} seeds | relative |\n|---|---|---|---|")
+    for key, name in MEASURES.items():
+        values = [one[key] for one in found]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        mean = statistics.mean(values)
+        change = f"{mean / before[key] - 1:+.0%}" if before[key] else ""
+        as_text = (lambda value: f"{value:.3f}") if key == "kl_nats" else (lambda value: f"{value:.1%}")
+        print(f"| {name} | {as_text(before[key])} | {as_text(mean)} ± {as_text(spread)} | {change} |")
+
+
+def scores(out: Path, name: str) -> dict[str, float]:
+    sets = json.loads((out / f"evaluate-{name}/evaluation.json").read_text(encoding="utf-8"))["sets"]
+    return {key: statistics.mean(one["student"][key] for one in sets.values()) for key in MEASURES}
+
+
+if __name__ == "__main__":
+    main()
