@@ -133,6 +133,15 @@ def test_dpo_learns_to_prefer_and_tells_of_it(made: Path, spoken, small_student,
     assert (run / "checkpoint" / "adapter").is_dir()
 
 
+def test_the_report_tells_of_pairs_and_dpo(made: Path, spoken, small_student, tmp_path: Path) -> None:
+    run = made.parent / "dpo"
+    assert main(dpo_arguments(spoken, small_student, run, "--optim.steps=1")) == 0  # of the pairs beside it
+    assert main(["report", "--run-dir", str(made.parent), "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "rejected" in page
+    assert "of two replies to the same audio" in page
+
+
 def test_the_reference_is_kept_and_checked(made: Path, spoken, small_student, tmp_path: Path, capsys) -> None:
     kept = tmp_path / "reference.safetensors"
     more = [f"--pairs={made}/pairs.jsonl", f"--reference={kept}", "--optim.steps=1"]
@@ -246,3 +255,18 @@ def test_a_models_key_is_that_of_its_weights(small_student: Path, tmp_path: Path
     name = next(iter(weights))
     save_file({**weights, name: weights[name] + torch.finfo(torch.float32).eps}, file, metadata={"format": "pt"})
     assert pair_reference.model_key(copy) != pair_reference.model_key(small_student)
+
+
+def test_the_summarisation_road_hands_on_students_and_pairs() -> None:
+    from rlspeech.config import PipelineConfig
+    from rlspeech.recipe import load
+    from rlspeech.stages.pipeline import read_parts
+
+    parts, _ = read_parts(load(PipelineConfig, "tiny/summarize", {"run_dir": "runs/x", "seed": "3"}))
+    align, sft, distill, pairs, dpo = (part.config for part in parts)
+    starts = [str(config.student) for config in (align, sft, distill, pairs, dpo)]
+    distilled = "runs/x/distill/checkpoint"
+    assert starts == ["tiny", "runs/x/align/checkpoint", "runs/x/sft/checkpoint", distilled, distilled]
+    assert dpo.pairs == Path("runs/x/pairs/pairs.jsonl")
+    assert [part.config.seed for part in parts] == [3] * 5
+    assert [part.learns for part in parts] == [True, True, True, False, True]

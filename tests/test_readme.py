@@ -16,7 +16,18 @@ PAGES = (
     "CONTRIBUTING.md",
     *(
         f"docs/{name}.md"
-        for name in ("quickstart", "data", "cluster", "teachers", "distillation", "rlbr", "rewards", "students")
+        for name in (
+            "quickstart",
+            "data",
+            "cluster",
+            "teachers",
+            "distillation",
+            "rlbr",
+            "rewards",
+            "students",
+            "dpo",
+            "detectors",
+        )
     ),
 )
 FENCE = re.compile(r"```sh\n(.*?)```", re.DOTALL)
@@ -58,6 +69,8 @@ def shortened(small_student, small_teacher, spoken, tmp_path, monkeypatch):
         "sft": [*learn, f"--student={small_student}"],
         "align": [*learn, f"--student={small_student}", "--frames.steps=1"],
         "rlbr": [*learn, f"--student={small_student}", "--sampling.n=2", "--sampling.max-tokens=2", "--lists=none"],
+        "pairs": [f"--data.train={spoken}/train.jsonl", *small[:2], "--recordings=2", "--replies.max-tokens=8"],
+        "dpo": [*learn, small[0], "--online", "--sampling.n=2", "--sampling.max-tokens=2", "--held-out.samples=1"],
         "evaluate": [*tests, f"--teacher={small_teacher}", f"--student={small_student}", "--evaluation.samples=1"],
     }
 

@@ -29,6 +29,8 @@ TITLES = {
     "align": "the projector learns to place speech where the language model can read it",
     "sft": "projector and adapter learn to answer instructions about audio",
     "distill": "the student's own replies move towards what the teacher would have written",
+    "pairs": "the student writes several replies to each audio, of which pairs are made: one faultless, one rejected",
+    "dpo": "of two replies to the same audio the faultless one is made more likely, the rejected one less",
     "rlbr": "of its own replies and the right transcript, what the rewards prefer is made more likely",
 }
 
@@ -104,11 +106,17 @@ def stage_view(stage: Stage) -> StageView:
     settings = flat(stage.settings)
     steps = max((record["step"] for record in stage.metrics if isinstance(record.get("step"), int)), default=0)
     known, more = charts([*stage.frames, *stage.metrics])
-    missing = [] if stage.metrics else ["No step was recorded in metrics.jsonl, so there are no curves of this stage."]
-    if stage.verb in ("distill", "rlbr") and not stage.rollouts:
+    missing = (
+        []
+        if stage.metrics or stage.verb == "pairs"
+        else ["No step was recorded in metrics.jsonl, so there are no curves of this stage."]
+    )
+    if stage.verb in ("distill", "dpo", "rlbr") and not stage.rollouts:
         missing.append("No rollout was written down in rollouts.jsonl.")
     state = "finished" if stage.done else f"not finished: {steps} of {settings.get('optim.steps', 'unknown')} steps"
     facts = [(name, _text(settings[key])) for key, name in SHOWN_SETTINGS if key in settings]
+    if stage.verb == "pairs" and stage.done:
+        facts.append(("pairs", str(stage.done.get("pairs", "unknown"))))
     if lasted := _lasted(stage):
         facts.append(("took", lasted))
     if stage.resumes:
