@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from operator import eq
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -78,17 +79,21 @@ def biased_edits(
         raise TypeError("biased_edits() takes lists of words, not texts: see rlspeech.maths.text.words")
     if not len(references) == len(hypotheses) == len(rare):
         raise ValueError(f"{len(references)} references, {len(hypotheses)} hypotheses, {len(rare)} lists of rare words")
+    equal = np.fromiter(map(eq, references, hypotheses), dtype=bool, count=len(references))
+    hypotheses = [() if is_equal else words for is_equal, words in zip(equal.tolist(), hypotheses, strict=True)]
     pairs = _Pairs.of(references, hypotheses, rare)
     if unit == "characters":
         pairs = pairs.spelled(references, hypotheses)
     counts = np.zeros((len(references), 8), dtype=np.int64)
     kernel = compiled(_count)
     if workers == 1 or len(references) <= PAIRS_AT_ONCE:
-        kernel(0, len(references), *pairs, counts)
+        kernel(0, len(references), *pairs, equal, counts)
     else:
         starts = range(0, len(references), PAIRS_AT_ONCE)
         with ThreadPoolExecutor(workers) as pool:
-            parts = [pool.submit(kernel, i, min(i + PAIRS_AT_ONCE, len(references)), *pairs, counts) for i in starts]
+            parts = [
+                pool.submit(kernel, i, min(i + PAIRS_AT_ONCE, len(references)), *pairs, equal, counts) for i in starts
+            ]
         for part in parts:
             part.result()
     return AllEdits(counts)
@@ -212,13 +217,16 @@ def _flag(ref, ref_ends, ref_rare, hyp, hyp_ends, hyp_rare, phrase, phrase_ends,
                         hyp_rare[place] = True
 
 
-def _count(first, last, ref, ref_ends, ref_rare, hyp, hyp_ends, hyp_rare, counts):
-    """Adds up the counts of the pairs first..last-1, those of rare words four places further."""
+def _count(first, last, ref, ref_ends, ref_rare, hyp, hyp_ends, hyp_rare, equal, counts):
+    """Adds up the counts of the pairs first..last-1, those of rare words four places further. Pairs that are `equal`
+    have words alone."""
     for pair in range(first, last):
         r0, h0 = ref_ends[pair], hyp_ends[pair]
         rows, columns = ref_ends[pair + 1] - r0, hyp_ends[pair + 1] - h0
         for i in range(rows):
             counts[pair, 7 if ref_rare[r0 + i] else 3] += 1
+        if equal[pair]:
+            continue
         while rows and columns and ref[r0 + rows - 1] == hyp[h0 + columns - 1]:  # the walk below would match them, too
             rows, columns = rows - 1, columns - 1
         if not rows and not columns:

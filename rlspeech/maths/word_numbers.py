@@ -22,11 +22,15 @@ def numbered(*groups: Lists) -> list[np.ndarray]:
     By FNV-1a of the UTF-8 bytes: of a million different words, two have one number with a chance of 3 in 10^8. Where a
     word holds the separator, all are counted instead.
     """
-    hashed = [_hashed(SEPARATOR.join(chain.from_iterable(lists)), sum(map(len, lists))) for lists in groups]
+    hashed = [_hashed(_joined(lists), sum(map(len, lists))) for lists in groups]
     if all(one is not None for one in hashed):
         return [one for one in hashed if one is not None]
     numbers: defaultdict[str, int] = defaultdict(count().__next__)
     return [np.fromiter(map(numbers.__getitem__, chain.from_iterable(one)), dtype=np.int64) for one in groups]
+
+
+def _joined(lists: Lists) -> str:
+    return SEPARATOR.join(map(SEPARATOR.join, filter(None, lists)))
 
 
 def _hashed(text: str, size: int) -> np.ndarray | None:
