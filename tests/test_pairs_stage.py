@@ -242,6 +242,14 @@ def test_without_a_pair_it_says_why_and_keeps_the_replies(spoken, small_student,
     assert not (run / "pairs.jsonl").exists()
 
 
+def test_a_judge_that_gives_no_score_is_one_line(spoken, small_student, tmp_path: Path, capsys) -> None:
+    """As `judge` does of a server that is not there, or that answers with anything but its schema."""
+    more = ["--rewards.judge.reward=judge", "--rewards.judge.options={url = 'http://127.0.0.1:9', retries = 0}"]
+    assert main(pairs_arguments(spoken, small_student, None, tmp_path / "run", *more)) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "rewards: judge gave none of" in told
+
+
 def test_a_models_key_is_that_of_its_weights(small_student: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -17,7 +17,7 @@ from rlspeech.data.pairs import Pair, write
 from rlspeech.engines.build import build_reader, build_sampler
 from rlspeech.engines.loading import student_place
 from rlspeech.engines.reward_host import RewardHost
-from rlspeech.errors import RunFailed
+from rlspeech.errors import RunFailed, UserError
 from rlspeech.protocols import RolloutEngine, Sampling, Student, Teacher
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.chain import starting_point
@@ -141,7 +141,11 @@ class _Writer:
     def _judged(self, written: Sequence[Rollout]) -> list[float | None]:
         if self.rewards is None:
             return [None] * len(written)
-        return list(self.rewards.score(written).total)
+        found = list(self.rewards.score(written).total)
+        if all(value is None for value in found):
+            names = ", ".join(self.config.rewards)
+            raise UserError(f"rewards: {names} gave none of {len(found)} replies a score; --resume goes on behind them")
+        return found
 
     def _teachers(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
         """Its own replies: they are preferred where the student has none without a fault."""
