@@ -104,7 +104,7 @@ def test_a_set_that_is_there_is_kept_and_a_missing_one_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(logging.getLogger("rlspeech"), "propagate", True)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="rlspeech")
     sets = {"train": 2, "test_voice": 2}
     synth.run(config(tmp_path, sets=sets))
     (tmp_path / "train.jsonl").rename(tmp_path / "before")
