@@ -6,22 +6,22 @@ Interspeech 2021 (arXiv 2104.02194), whose published counts come out to the last
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from operator import eq
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from rlspeech.maths.edits import Edits
-from rlspeech.maths.word_numbers import compiled, numbered
 
 Phrase = tuple[str, ...]  # normalised words
 Unit = Literal["words", "characters"]
-PAIRS_AT_ONCE = 512  # of a worker
+PAIRS_AT_ONCE = 256  # whose words stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -79,52 +79,62 @@ def biased_edits(
         raise TypeError("biased_edits() takes lists of words, not texts: see rlspeech.maths.text.words")
     if not len(references) == len(hypotheses) == len(rare):
         raise ValueError(f"{len(references)} references, {len(hypotheses)} hypotheses, {len(rare)} lists of rare words")
-    equal = np.fromiter(map(eq, references, hypotheses), dtype=bool, count=len(references))
-    hypotheses = [() if is_equal else words for is_equal, words in zip(equal.tolist(), hypotheses, strict=True)]
-    pairs = _Pairs.of(references, hypotheses, rare)
-    if unit == "characters":
-        pairs = pairs.spelled(references, hypotheses)
     counts = np.zeros((len(references), 8), dtype=np.int64)
-    kernel = compiled(_count)
-    if workers == 1 or len(references) <= PAIRS_AT_ONCE:
-        kernel(0, len(references), *pairs, equal, counts)
-    else:
-        starts = range(0, len(references), PAIRS_AT_ONCE)
+    blocks = [slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(references), PAIRS_AT_ONCE)]
+    work = partial(_count, references, hypotheses, rare, unit, counts)
+    if workers > 1:
         with ThreadPoolExecutor(workers) as pool:
-            parts = [
-                pool.submit(kernel, i, min(i + PAIRS_AT_ONCE, len(references)), *pairs, equal, counts) for i in starts
-            ]
-        for part in parts:
-            part.result()
+            list(pool.map(work, blocks))
+    else:
+        for block in blocks:
+            work(block)
     return AllEdits(counts)
 
 
-class _Pairs(NamedTuple):
-    """Words (or characters) as numbers, one list after the other, where each list begins, and which are rare."""
+def _count(
+    references: Sequence[Sequence[str]],
+    hypotheses: Sequence[Sequence[str]],
+    rare: Sequence[Collection[Phrase]],
+    unit: Unit,
+    counts: np.ndarray,
+    block: slice,
+) -> None:
+    """Fills in the counts of a block of pairs."""
+    from rlspeech.maths import biasing_kernels as kernels
 
-    ref: np.ndarray
-    ref_ends: np.ndarray
-    ref_rare: np.ndarray
-    hyp: np.ndarray
-    hyp_ends: np.ndarray
-    hyp_rare: np.ndarray
+    ours, theirs, listed = references[block], hypotheses[block], rare[block]
+    phrases = [phrase for one in listed for phrase in one]
+    groups = ours, theirs, phrases
+    sizes = [_sizes(lists) for lists in groups]
+    if unit == "words":
+        given = [one for lists, size in zip(groups, sizes, strict=True) for one in (_bytes(lists), size)]
+        if kernels.score(*given, _sizes(listed), counts[block]):
+            return
+    numbers: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+    ref, hyp, phrase = (np.fromiter(map(numbers.__getitem__, chain.from_iterable(one)), np.int64) for one in groups)
+    ref_rare, hyp_rare = kernels.flagged(ref, sizes[0], hyp, sizes[1], phrase, sizes[2], _sizes(listed))
+    if unit == "characters":
+        kernels.count(*_spelled(ours, ref_rare), *_spelled(theirs, hyp_rare), counts[block])
+    else:
+        kernels.count(ref, sizes[0], ref_rare, hyp, sizes[1], hyp_rare, counts[block])
 
-    @classmethod
-    def of(
-        cls,
-        references: Sequence[Sequence[str]],
-        hypotheses: Sequence[Sequence[str]],
-        rare: Sequence[Collection[Phrase]],
-    ) -> _Pairs:
-        phrases = [phrase for one in rare for phrase in one]
-        ref, hyp, phrase = numbered(references, hypotheses, phrases)
-        made = cls(ref, _ends(references), np.zeros(len(ref), bool), hyp, _ends(hypotheses), np.zeros(len(hyp), bool))
-        compiled(_flag)(*made, phrase, _ends(phrases), _ends(rare))
-        return made
 
-    def spelled(self, references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]) -> _Pairs:
-        """The characters of the words."""
-        return _Pairs(*_spelled(references, self.ref_rare), *_spelled(hypotheses, self.hyp_rare))
+def _bytes(lists: Sequence[Collection[str]]) -> np.ndarray:
+    """All words in UTF-8, a zero byte between two."""
+    text = "\0".join(map("\0".join, filter(None, lists)))
+    return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+
+
+def _sizes(lists: Sequence[Sized]) -> np.ndarray:
+    return np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+
+
+def _spelled(lists: Sequence[Sequence[str]], rare: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The characters of each list, how many, and which are of rare words."""
+    texts = ["".join(words) for words in lists]
+    characters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.int32)
+    lengths = np.fromiter(map(len, chain.from_iterable(lists)), dtype=np.int64)
+    return characters, _sizes(texts), np.repeat(rare, lengths)
 
 
 @dataclass(frozen=True)
@@ -176,20 +186,6 @@ def found_phrases(
     return Found(said, heard, right)
 
 
-def _spelled(lists: Sequence[Sequence[str]], rare: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    texts = ["".join(words) for words in lists]
-    characters = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.int32)
-    lengths = np.fromiter(map(len, chain.from_iterable(lists)), dtype=np.int64)
-    return characters, _ends(texts), np.repeat(rare, lengths)
-
-
-def _ends(lists: Sequence[Collection[Any]]) -> np.ndarray:
-    """Where each list begins in the flat one, and where the last one ends."""
-    ends = np.zeros(len(lists) + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, lists), dtype=np.int64, count=len(lists)), out=ends[1:])
-    return ends
-
-
 def _told(row: Sequence[int]) -> BiasedEdits:
     """`row`: substitutions, insertions, deletions, words; first of the others, then of the rare ones."""
     others, rare = Edits(*row[:4]), Edits(*row[4:])
@@ -198,57 +194,3 @@ def _told(row: Sequence[int]) -> BiasedEdits:
 
 def _row(edits: Edits) -> tuple[int, int, int, int]:
     return edits.substitutions, edits.insertions, edits.deletions, edits.words
-
-
-def _flag(ref, ref_ends, ref_rare, hyp, hyp_ends, hyp_rare, phrase, phrase_ends, rare_ends):
-    """Marks the reference's runs that equal a phrase, and the hypothesis's words that are a word of one."""
-    for pair in range(len(rare_ends) - 1):
-        for p in range(rare_ends[pair], rare_ends[pair + 1]):
-            first, size = phrase_ends[p], phrase_ends[p + 1] - phrase_ends[p]
-            for start in range(ref_ends[pair], ref_ends[pair + 1] - size + 1):
-                k = 0
-                while k < size and ref[start + k] == phrase[first + k]:
-                    k += 1
-                if k == size:
-                    ref_rare[start : start + size] = True
-            for place in range(hyp_ends[pair], hyp_ends[pair + 1]):
-                for k in range(size):
-                    if hyp[place] == phrase[first + k]:
-                        hyp_rare[place] = True
-
-
-def _count(first, last, ref, ref_ends, ref_rare, hyp, hyp_ends, hyp_rare, equal, counts):
-    """Adds up the counts of the pairs first..last-1, those of rare words four places further. Pairs that are `equal`
-    have words alone."""
-    for pair in range(first, last):
-        r0, h0 = ref_ends[pair], hyp_ends[pair]
-        rows, columns = ref_ends[pair + 1] - r0, hyp_ends[pair + 1] - h0
-        for i in range(rows):
-            counts[pair, 7 if ref_rare[r0 + i] else 3] += 1
-        if equal[pair]:
-            continue
-        while rows and columns and ref[r0 + rows - 1] == hyp[h0 + columns - 1]:  # the walk below would match them, too
-            rows, columns = rows - 1, columns - 1
-        if not rows and not columns:
-            continue
-        cost = np.empty((rows + 1, columns + 1), dtype=np.int32)
-        for j in range(columns + 1):
-            cost[0, j] = 3 * j
-        for i in range(1, rows + 1):
-            cost[i, 0] = 3 * i
-            for j in range(1, columns + 1):
-                apart = 0 if ref[r0 + i - 1] == hyp[h0 + j - 1] else 4
-                cost[i, j] = min(cost[i - 1, j - 1] + apart, cost[i, j - 1] + 3, cost[i - 1, j] + 3)
-        i, j = rows, columns
-        while i > 0 or j > 0:
-            same = i > 0 and j > 0 and ref[r0 + i - 1] == hyp[h0 + j - 1]
-            if i > 0 and j > 0 and cost[i, j] == cost[i - 1, j - 1] + (0 if same else 4):
-                i, j = i - 1, j - 1
-                if not same:
-                    counts[pair, 4 if ref_rare[r0 + i] else 0] += 1
-            elif j > 0 and cost[i, j] == cost[i, j - 1] + 3:
-                j -= 1
-                counts[pair, 5 if hyp_rare[h0 + j] else 1] += 1
-            else:
-                i -= 1
-                counts[pair, 6 if ref_rare[r0 + i] else 2] += 1
