@@ -6,7 +6,7 @@ training, whatever the seeds and counts are.
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,6 +102,7 @@ class Synth:
     split: Literal["train", "test_voice", "test_text"] = "train"
     count: int = 100
     seed: int = 0
+    long_lists: float = 0.0  # share of the exchanges that name five to eight items
     rate_low_wpm: int = 190
     rate_high_wpm: int = 240
 
@@ -110,6 +111,8 @@ class Synth:
             raise ValueError(f"split must be train, test_voice or test_text, got {self.split!r}")
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
+        if not 0 <= self.long_lists <= 1:
+            raise ValueError(f"long_lists must be in 0..1, got {self.long_lists}")
         if not 80 <= self.rate_low_wpm <= self.rate_high_wpm <= 400:
             raise ValueError("rates must satisfy 80 <= rate_low_wpm <= rate_high_wpm <= 400")
 
@@ -133,7 +136,8 @@ class Synth:
 
     def _new_scene(self, rng: random.Random, seen: set[str]) -> Scene:
         while True:
-            scene = rng.choice(SCENES)(rng)
+            is_long = self.long_lists > 0 and rng.random() < self.long_lists
+            scene = _shopping(rng) if is_long else rng.choice(SCENES)(rng)
             if is_held_out(scene.transcript) == (self.split == "test_text") and scene.transcript not in seen:
                 return scene
 
@@ -158,7 +162,7 @@ def _tasks(scene: Scene, rng: random.Random) -> list[Task]:
     tasks = [Task("transcribe", TRANSCRIBE, scene.transcript, scene.transcript), scene.summary]
     tasks += rng.sample(scene.questions, min(2, len(scene.questions)))
     if scene.items:
-        listed = " and ".join(scene.items)
+        listed = _enumerated(scene.items)
         tasks.append(Task("list", LIST_ITEMS, f"The items are {listed}.", " ".join(scene.items)))
     tasks.append(Task("not_said", rng.choice(scene.unanswered), NOT_SAID, "not said"))
     return tasks
@@ -258,6 +262,28 @@ def _search(rng: random.Random) -> Scene:
         ),
         (f"What color are the {item}?", f"How much do the {item} cost?", f"When will {name} sell the {item}?"),
     )
+
+
+def _shopping(rng: random.Random) -> Scene:
+    """One long list: what a small student loses count of."""
+    name, place, day = rng.choice(NAMES), rng.choice(PLACES), rng.choice(DAYS)
+    items = tuple(rng.sample(ITEMS, rng.randint(5, 8)))
+    listed = _enumerated(items)
+    return Scene(
+        (("A", f"What do we need from the {place}?"), ("B", f"{name} will buy {listed} on {day}.")),
+        _summary(f"{name} will buy {listed}.", f"{name} {' '.join(items)}"),
+        items,
+        (
+            Task("who", f"Who will buy {items[0]}?", f"{name} will buy {items[0]}.", name),
+            Task("when", f"When will {name} buy {items[0]}?", f"{name} will buy {items[0]} on {day}.", day),
+        ),
+        (f"What color are the {items[0]}?", f"How much do the {items[1]} cost?", f"Who will go with {name}?"),
+    )
+
+
+def _enumerated(items: Sequence[str]) -> str:
+    """As one says it: a, b and c."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
 
 
 SCENES = (_purchase, _request, _meeting, _price, _search)

@@ -11,6 +11,7 @@ from rlspeech.config import SynthConfig
 from rlspeech.data import audio, manifest
 from rlspeech.data.rows import recording_of
 from rlspeech.errors import UserError
+from rlspeech.plugins import find_class
 from rlspeech.recipe import load
 from rlspeech.stages import synth
 from rlspeech.types import Sample
@@ -85,6 +86,21 @@ def test_words_lie_in_order_inside_the_audio_and_can_be_heard(rendered: Path):
         for word in sample.words:
             heard = wave.samples[round(word.start_s * 16000) : round(word.end_s * 16000)]
             assert np.sqrt(np.mean(heard**2)) > 0.01, (sample.id, word)
+
+
+def test_long_lists_are_named_in_order_and_only_where_asked_for() -> None:
+    shipped = find_class("data_synth", "exchanges", "Synth")
+    lists = [sample for sample in shipped(count=30, long_lists=1.0)() if sample.tags["kind"] == "list"]
+    assert len(lists) == 30
+    assert {len(sample.tags["key"].split()) for sample in lists} == {5, 6, 7, 8}
+    for sample in lists:
+        items = sample.tags["key"].split()
+        assert len({*items}) == len(items)
+        assert sample.reference == f"The items are {', '.join(items[:-1])} and {items[-1]}."
+        assert sample.reference.removeprefix("The items are ").rstrip(".") in sample.transcript
+    assert all("What do we need" not in sample.transcript for sample in shipped(count=60)())
+    with pytest.raises(ValueError, match=r"long_lists must be in 0..1, got 2"):
+        shipped(long_lists=2)
 
 
 def test_the_same_settings_make_the_same_bytes(rendered: Path, tmp_path: Path):
