@@ -24,7 +24,7 @@ RUN := env -u PYTHONDONTWRITEBYTECODE PATH="$(CURDIR)/.venv/bin:$$PATH"
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' Makefile
 
-quickstart: .venv/installed ## a tiny speech LLM learns by alignment, SFT, distillation and RLBR, from nothing, on two cores
+quickstart: .venv/installed ## a tiny speech LLM learns by alignment, SFT, distillation, DPO and RLBR, from nothing, on two cores
 	@$(RUN) .venv/bin/rlspeech pipeline recipes/tiny/quickstart.toml --resume $(ARGS)
 
 test: .venv/installed ## the test suite, in two processes; with ARGS="tests/test_x.py ..." what they name, in one

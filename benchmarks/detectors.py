@@ -93,7 +93,7 @@ def cases_of(row: dict, others: Sequence[dict], rng: random.Random) -> Iterator[
     asked = {"transcript": row["said"], "audio_s": seconds, "lang": row["lang"], "instruction": "Answer the question."}
     other = rng.choice([one for one in others if one is not row and one["lang"] == row["lang"]] or [row])
     for text in [*row["clean"], row["said"]]:
-        clean = Reply(text, **asked)
+        clean = Reply(text, **asked, is_answerable=True)
         yield Case(clean)
         for name, plant in PLANTS.items():
             planted = plant(clean, other, rng)
@@ -102,8 +102,9 @@ def cases_of(row: dict, others: Sequence[dict], rng: random.Random) -> Iterator[
     for text in row["negated"]:
         yield Case(Reply(text, **asked), ("negation",))
     for text in REFUSALS:
-        yield Case(Reply(text, **asked, is_unanswerable=True))
-    yield Case(Reply(rng.choice(row["clean"]), **asked, is_unanswerable=True), ("not_said",))
+        yield Case(Reply(text, **asked, is_answerable=False))
+        yield Case(Reply(text, **asked, is_answerable=True), ("refused",))
+    yield Case(Reply(rng.choice(row["clean"]), **asked, is_answerable=False), ("not_said",))
     quiet = {**asked, "transcript": ""}
     for text in UNHEARD:
         yield Case(Reply(text, **quiet))

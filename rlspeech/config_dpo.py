@@ -51,6 +51,11 @@ class ChoosingConfig(Section):
     reference: bool = Field(
         False, description="the data's own answer is preferred where neither student nor teacher has a faultless reply"
     )
+    refusal: str | None = Field(
+        None,
+        description="a reply such as 'Not said.', rejected where the data has an answer: pairs about questions "
+        "without one teach to refuse all; default: none",
+    )
     judged: Positive | None = Field(
         None, description="a reply that the rewards value less by so much is rejected, too; default: none"
     )

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlspeech.maths.detect import prose_ratio
-from rlspeech.maths.detectors import DETECTORS, NEEDS_TRANSCRIPT, REPEATS, THRESHOLDS, UNSUPPORTED, examine, flags
+from rlspeech.maths.detectors import (
+    DETECTORS,
+    NEEDS_TRANSCRIPT,
+    REFUSES,
+    REPEATS,
+    THRESHOLDS,
+    UNSUPPORTED,
+    examine,
+    flags,
+)
 from rlspeech.maths.found import Reply
 from rlspeech.maths.quantities import numbers
 
@@ -86,8 +95,13 @@ def test_a_reply_is_held_against_the_length_of_its_audio_and_its_end() -> None:
 
 def test_questions_without_an_answer_and_silence() -> None:
     for text in ("That was not said.", "No one mentions it.", "The recording doesn't say.", "Das wird nicht erwähnt."):
-        assert "not_said" not in faults(text, is_unanswerable=True)
-    assert "not_said" in faults("On Friday.", is_unanswerable=True)
+        assert "not_said" not in faults(text, is_answerable=False)
+        assert faults(text, is_answerable=True) == {"refused"}
+        assert "refused" not in faults(text)
+    assert "not_said" in faults("On Friday.", is_answerable=False)
+    assert "refused" not in faults("On Friday.", is_answerable=True)
+    long = "It was not said who sold the lamps, but Anna Kowalski bought two hundred of them."
+    assert "refused" not in faults(long, is_answerable=True)
     assert faults("Anna bought lamps.", "") == {"silence"}
     assert faults("There is no speech.", "") == set()
     assert "silence" not in faults("Anna bought lamps.")
@@ -108,7 +122,7 @@ def test_numbers_of_other_languages_are_compared_by_value() -> None:
 def test_what_needs_a_transcript_does_not_apply_without_one() -> None:
     found = examine(Reply("Kevin bought 300 lamps on Monday."))
     assert not {*found} & {*NEEDS_TRANSCRIPT}
-    assert {*REPEATS} | {*UNSUPPORTED} == {*DETECTORS} == {*THRESHOLDS}
+    assert {*REPEATS} | {*UNSUPPORTED} | {*REFUSES} == {*DETECTORS} == {*THRESHOLDS}
 
 
 @given(

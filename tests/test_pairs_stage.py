@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from rlspeech.cli import main
+from rlspeech.config_dpo import ChoosingConfig, DetectorsConfig
 from rlspeech.data.pairs import read
 from rlspeech.engines import pair_reference
-from rlspeech.types import Rollout
+from rlspeech.stages.examining import Examiner
+from rlspeech.stages.pairing import Pairing
+from rlspeech.types import Rollout, Sample
 
 FEW = ["--data.train={spoken}/train.jsonl", "--quiet", "--threads=1", "--data.kinds=who,list"]
 
@@ -91,6 +94,24 @@ def test_replies_are_written_down_and_pairs_chosen_from_them(made: Path) -> None
         assert all(text[:1].isupper() for name in pair.reason if name == "names" for text in pair.evidence)
         if pair.reason == ("unlikely",):
             assert pair.chosen_nats_per_byte - pair.rejected_nats_per_byte == pytest.approx(pair.margin, abs=1e-5)
+
+
+def test_a_refusal_is_rejected_where_there_is_an_answer_and_there_alone() -> None:
+    settings = ChoosingConfig(refusal="Not said.", reference=True, length_ratio=9)
+    asked = Sample("a/who", "Who buys lamps?", transcript="Anna buys two lamps.", reference="Anna buys lamps.")
+    clean, wrong = ({"text": text, "ended": True} for text in ("Anna does.", "It is Kevin."))
+
+    def pairs(sample: Sample, *replies: dict, names: tuple[str, ...] = ()) -> list[tuple[str, str, tuple[str, ...]]]:
+        pairing = Pairing(Examiner.of(DetectorsConfig(names=list(names))), settings)
+        return [(one.chosen, one.rejected, one.reason) for one in pairing.pairs(sample, 2.0, replies)]
+
+    assert pairs(asked, clean) == [("Anna does.", "Not said.", ("refused",))]
+    both = pairs(asked, clean, wrong)
+    assert [(one[1], "refused" in one[2]) for one in both] == [("It is Kevin.", False), ("Not said.", True)]
+    unasked = replace(asked, id="a/not_said", tags={"kind": "not_said"}, reference="Not said.")
+    assert pairs(unasked, clean) == [("Not said.", "Anna does.", ("not_said",))]
+    assert pairs(replace(asked, reference=None), clean) == []  # not known whether there is an answer
+    assert pairs(asked, wrong, names=("names",)) == [("Anna buys lamps.", "It is Kevin.", ("names",))]
 
 
 def test_a_run_that_was_cut_off_ends_as_an_uncut_one(

@@ -223,6 +223,8 @@ def test_the_quick_start_is_two_roads_each_with_its_own_evaluations(tmp_path, ca
         "align": "tiny",
         "sft": "align/checkpoint",
         "distill": "sft/checkpoint",
+        "pairs": "distill/checkpoint",
+        "dpo": "distill/checkpoint",
         "align_calls": "tiny",
         "sft_calls": "align_calls/checkpoint",
         "rlbr": "sft_calls/checkpoint",

@@ -1,7 +1,7 @@
 """Faults in the replies of the tiny student before and after DPO, on held-out speech; docs/dpo.md.
 
-For each seed: pairs of the student's own replies, DPO on them, and the evaluation of before and after. What is finished
-is not run again.
+Speech with long lists, on which a small student loops: sft and distill on it, and then for each seed pairs of the
+student's own replies, DPO on them, and the evaluation of before and after. What is finished is not run again.
 """
 
 import argparse
@@ -22,54 +22,68 @@ MEASURES: Mapping[str, str] = {
     "kl_nats": "KL to the teacher",
 }
 START = "start"
+TOKENS = 48  # of a reply at most
 
 
 def main() -> None:
     args = arguments()
     out: Path = args.out
-    evaluate(args, args.student, START)
+    student = distilled(args)
+    evaluate(args, student, START)
     for seed in args.seeds:
         pairs, dpo = out / f"pairs-{seed}", out / f"dpo-{seed}"
-        own = ["--student", args.student, "--seed", seed, "--resume"]
-        rlspeech("pairs", "tiny/pairs", *own, "--run-dir", pairs, "--recordings", args.recordings)
-        more = [
-            "--run-dir",
-            dpo,
-            "--pairs",
-            pairs / "pairs.jsonl",
-            "--optim.steps",
-            args.steps,
-            "--held-out.samples",
-            1,
-        ]
-        rlspeech("dpo", "tiny/dpo", *own, *more)
+        data = ["--data.train", out / "data/train.jsonl", "--data.synth=None"]
+        own = [*data, "--student", student, "--seed", seed, "--resume", "--threads", args.threads]
+        replies = ["--replies.max-tokens", TOKENS, "--recordings", args.recordings]
+        rlspeech("pairs", "tiny/pairs", *own, "--run-dir", pairs, *replies)
+        more = ["--pairs", pairs / "pairs.jsonl", "--optim.steps", args.steps, "--held-out.samples", 1]
+        rlspeech("dpo", "tiny/dpo", *own, "--run-dir", dpo, *more, *tests(out), "--sampling.max-tokens", TOKENS)
         evaluate(args, dpo / "checkpoint", f"dpo-{seed}")
     show(out, [f"dpo-{seed}" for seed in args.seeds])
+
+
+def distilled(args: argparse.Namespace) -> Path:
+    """The student that all begin with."""
+    out: Path = args.out
+    synth = ["--out", out / "data", "--options={long_lists = 0.4}"]
+    rlspeech("synth", "tiny/synth", *synth)
+    own = [*tests(out), "--data.train", out / "data/train.jsonl", "--resume", "--threads", args.threads]
+    rlspeech("sft", "tiny/sft", *own, "--student", args.student, "--run-dir", out / "sft")
+    more = ["--student", out / "sft/checkpoint", "--run-dir", out / "distill", "--sampling.max-tokens", TOKENS]
+    rlspeech("distill", "tiny/distill", *own, *more)
+    return out / "distill/checkpoint"
+
+
+def tests(out: Path) -> list[object]:
+    sets = [f"--data.tests.{name}={out / 'data' / name}.jsonl" for name in ("test_voice", "test_text")]
+    return [*sets, "--data.synth=None"]
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny-dpo"), help="folder of all runs")
-    start = Path("runs/tiny/quickstart/distill/checkpoint")
-    parser.add_argument("--student", type=Path, default=start, help="distilled student that all begin with")
+    start = Path("runs/tiny/quickstart/align/checkpoint")
+    parser.add_argument("--student", type=Path, default=start, help="aligned student that sft begins with")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of replies, pairs and DPO")
-    parser.add_argument("--recordings", type=int, default=24, help="whose replies make pairs")
+    parser.add_argument("--recordings", type=int, default=40, help="whose replies make pairs")
     parser.add_argument("--steps", type=int, default=16, help="of DPO")
     parser.add_argument("--samples", type=int, default=20, help="held-out recordings of each set")
+    parser.add_argument("--threads", type=int, default=CORES, help="of each command")
     return parser.parse_args()
 
 
 def evaluate(args: argparse.Namespace, student: Path, name: str) -> None:
     folder = args.out / f"evaluate-{name}"
     if not (folder / "done.json").is_file():
-        options = ["--student", student, "--run-dir", folder, "--evaluation.samples", args.samples, "--after", name]
+        limits = ["--evaluation.samples", args.samples, "--evaluation.max-tokens", TOKENS, "--threads", args.threads]
+        options = ["--student", student, "--run-dir", folder, "--after", name, *limits, *tests(args.out)]
         first = args.out / f"evaluate-{START}"
         rlspeech("evaluate", "tiny/evaluate", *options, *(["--reuse", first] if first.is_dir() else []))
 
 
 def rlspeech(*words: object) -> None:
     """A command in a process of its own."""
-    command = [sys.executable, "-m", "rlspeech", *map(str, words), "--threads", str(CORES)]
+    command = [sys.executable, "-m", "rlspeech", *map(str, words)]
     if (found := subprocess.run(command, check=False)).returncode:
         raise SystemExit(f"{' '.join(command)}: status {found.returncode}")
 

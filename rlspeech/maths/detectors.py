@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from rlspeech.maths.detect import character_loop, compression, cut_loop, repeated_lines, runaway, word_loop
 from rlspeech.maths.found import Detector, Found, Reply
-from rlspeech.maths.refusals import not_said, silence
+from rlspeech.maths.refusals import not_said, refused, silence
 from rlspeech.maths.support import content, date_values, names, negation, number_values, quotes
 
 REPEATS = ("word_loop", "character_loop", "repeated_lines", "compression", "runaway", "cut_loop")
 UNSUPPORTED = ("names", "numbers", "dates", "quotes", "content", "negation", "not_said", "silence")
+REFUSES = ("refused",)
 NEEDS_TRANSCRIPT = ("names", "numbers", "dates", "quotes", "content", "negation", "silence")
 
 DETECTORS: Mapping[str, Detector] = {
@@ -25,6 +26,7 @@ DETECTORS: Mapping[str, Detector] = {
     "content": content,
     "negation": negation,
     "not_said": not_said,
+    "refused": refused,
     "silence": silence,
 }
 THRESHOLDS: Mapping[str, float] = {  # chosen by benchmarks/detectors.py
@@ -41,6 +43,7 @@ THRESHOLDS: Mapping[str, float] = {  # chosen by benchmarks/detectors.py
     "content": 0.65,
     "negation": 0.75,
     "not_said": 1.0,
+    "refused": 1.0,
     "silence": 1.0,
 }
 

@@ -16,7 +16,7 @@ class Reply:
     ended: bool = True  # it came to its own end, and was not cut off by the length limit
     lang: str = "en"
     instruction: str = ""
-    is_unanswerable: bool = False  # what is asked is known not to be in the speech
+    is_answerable: bool | None = None  # whether what is asked is in the speech; None: not known
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Replies that should say that something is not in the speech, and do not."""
+"""Replies that should say that something is not in the speech, and do not; and those that say so, and should not."""
 
 import regex
 
@@ -39,6 +39,9 @@ _SILENCE = regex.compile(
 )
 
 
+LONGEST_REFUSAL = 12  # words: a longer reply that says so says more than that
+
+
 def says_not_said(text: str) -> bool:
     """
     >>> says_not_said("That was not said."), says_not_said("Der Name wird nicht erwähnt."), says_not_said("It is red.")
@@ -52,9 +55,22 @@ def not_said(reply: Reply) -> Found | None:
 
     None where it is not known: most samples. SQuAD 2.0's unanswerable questions (arXiv 1806.03822), of speech.
     """
-    if not reply.is_unanswerable:
+    if reply.is_answerable is not False:
         return None
     if says_not_said(reply.text):
+        return NOTHING
+    return _whole(reply)
+
+
+def refused(reply: Reply) -> Found | None:
+    """1 where what is asked is known to be in the speech and the reply says no more than that it is not, else 0.
+
+    The counterpart of `not_said`: a student that learns from pairs about unanswerable questions alone ends in refusing
+    all. Over-refusal: Röttger et al., "XSTest", NAACL 2024 (arXiv 2308.01263).
+    """
+    if not reply.is_answerable:
+        return None
+    if not says_not_said(reply.text) or len(word_spans(reply.text)) > LONGEST_REFUSAL:
         return NOTHING
     return _whole(reply)
 

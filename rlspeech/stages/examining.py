@@ -18,6 +18,7 @@ from rlspeech.maths.detectors import (
     flags,
 )
 from rlspeech.maths.preferences import Candidate
+from rlspeech.maths.refusals import says_not_said
 from rlspeech.maths.scores import TRANSCRIBE
 from rlspeech.types import Sample
 
@@ -56,7 +57,7 @@ class Examiner:
             ended=ended,
             lang=sample.lang,
             instruction=sample.instruction,
-            is_unanswerable=sample.tags.get("kind") == NOT_SAID,
+            is_answerable=_is_answerable(sample),
         )
         return examine(reply, self.names)
 
@@ -75,6 +76,13 @@ class Examiner:
         if not {*found.faults} & {*REPEATS}:
             return None
         return replace(found, origin=one.origin)
+
+
+def _is_answerable(sample: Sample) -> bool | None:
+    """By the data's own answer: None where there is none, or it says that it was not said."""
+    if sample.tags.get("kind") == NOT_SAID:
+        return False
+    return True if sample.reference and not says_not_said(sample.reference) else None
 
 
 def all_faults(

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlspeech.config_dpo import ChoosingConfig
 from rlspeech.data.pairs import Pair
+from rlspeech.maths.detectors import REFUSES
 from rlspeech.maths.preferences import Candidate, Rules, Why, choose
 from rlspeech.stages.examining import Examiner
 from rlspeech.types import Sample
@@ -42,10 +43,12 @@ class Pairing:
     def pairs(self, sample: Sample, audio_s: float | None, replies: Sequence[Mapping[str, Any]]) -> list[Pair]:
         """`replies`: text, ended, and origin, nats_per_byte, judged where they are known."""
         candidates = [self._candidate(sample, audio_s, one) for one in replies]
+        known = {"ended": True, "origin": "reference"}
         if self.rules.reference and sample.reference:
-            candidates.append(
-                self.examiner.candidate(sample, audio_s, sample.reference, ended=True, origin="reference")
-            )
+            candidates.append(self.examiner.candidate(sample, audio_s, sample.reference, **known))
+        if self.rules.refusal:
+            refusal = self.examiner.candidate(sample, audio_s, self.rules.refusal, **known)
+            candidates += [refusal] if {*refusal.faults} & {*REFUSES} else []
         own = [one for one in candidates if one.origin == "student"]
         self.prompts += 1
         self.replies += len(own)
@@ -54,8 +57,8 @@ class Pairing:
         def shorten(one: Candidate, longest: int) -> Candidate | None:
             return self.examiner.shortened(sample, audio_s, one, longest)
 
-        rejectable = [one for one in candidates if one.origin == "student" or one.is_clean]
-        chosen, why = choose(rejectable, Rules(**self.rules.model_dump(exclude={"reference"})), shorten)
+        usable = [one for one in candidates if one.origin == "student" or one.is_clean or {*one.faults} & {*REFUSES}]
+        chosen, why = choose(usable, Rules(**self.rules.model_dump(exclude={"reference", "refusal"})), shorten)
         if why is not None:
             self.without[why] += 1
         return [
