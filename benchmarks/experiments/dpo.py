@@ -10,18 +10,21 @@ import os
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 CORES = len(os.sched_getaffinity(0))
 MEASURES: Mapping[str, str] = {
     "repetitive": "repeating",
     "unsupported": "unsaid",
     "wer": "WER",
-    "fuzzy": "right",
+    "answerable": "right, of questions with an answer",
+    "not_said": "right, of questions without",
     "kl_nats": "KL to the teacher",
 }
-START = "start"
+START, NOT_SAID = "start", "not_said"
 TOKENS = 48  # of a reply at most
 
 
@@ -34,12 +37,14 @@ def main() -> None:
         pairs, dpo = out / f"pairs-{seed}", out / f"dpo-{seed}"
         data = ["--data.train", out / "data/train.jsonl", "--data.synth=None"]
         own = [*data, "--student", student, "--seed", seed, "--resume", "--threads", args.threads]
-        replies = ["--replies.max-tokens", TOKENS, "--recordings", args.recordings]
+        replies = ["--replies.max-tokens", TOKENS, "--recordings", args.recordings, "--batch", 8]
         rlspeech("pairs", "tiny/pairs", *own, "--run-dir", pairs, *replies)
-        more = ["--pairs", pairs / "pairs.jsonl", "--optim.steps", args.steps, "--held-out.samples", 1]
-        rlspeech("dpo", "tiny/dpo", *own, "--run-dir", dpo, *more, *tests(out), "--sampling.max-tokens", TOKENS)
+        more = ["--pairs", pairs / "pairs.jsonl", "--optim.steps", args.steps, "--optim.batch", 16]
+        more += ["--held-out.samples", 1, "--sampling.max-tokens", TOKENS, *tests(out)]
+        rlspeech("dpo", "tiny/dpo", *own, "--run-dir", dpo, *more)
         evaluate(args, dpo / "checkpoint", f"dpo-{seed}")
     show(out, [f"dpo-{seed}" for seed in args.seeds])
+    show_list(out, f"dpo-{args.seeds[0]}")
 
 
 def distilled(args: argparse.Namespace) -> Path:
@@ -65,8 +70,8 @@ def arguments() -> argparse.Namespace:
     start = Path("runs/tiny/quickstart/align/checkpoint")
     parser.add_argument("--student", type=Path, default=start, help="aligned student that sft begins with")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of replies, pairs and DPO")
-    parser.add_argument("--recordings", type=int, default=40, help="whose replies make pairs")
-    parser.add_argument("--steps", type=int, default=16, help="of DPO")
+    parser.add_argument("--recordings", type=int, default=24, help="whose replies make pairs")
+    parser.add_argument("--steps", type=int, default=24, help="of DPO, 16 pairs each")
     parser.add_argument("--samples", type=int, default=20, help="held-out recordings of each set")
     parser.add_argument("--threads", type=int, default=CORES, help="of each command")
     return parser.parse_args()
@@ -101,9 +106,31 @@ def show(out: Path, after: list[str]) -> None:
         print(f"| {name} | {as_text(before[key])} | {as_text(mean)} ± {as_text(spread)} | {change} |")
 
 
+def show_list(out: Path, after: str) -> None:
+    """The first question for a list that a loop was the answer to, with the reply after DPO."""
+    was, now = ({one["id"]: one for one in evaluation(out, name)["samples"]} for name in (START, after))
+    looped = [key for key, one in was.items() if one["kind"] == "list" and "repeated_lines" in one["faults"]]
+    again = sum("repeated_lines" in now[key]["faults"] for key in looped)
+    print(f"\nquestions for a list: {len(looped)} looped before, {again} of them in {after}")
+    for key in looped[:1]:
+        print(f"transcript: {was[key]['transcript']}\nbefore: {was[key]['reply']}\nafter: {now[key]['reply']}")
+
+
+def evaluation(out: Path, name: str) -> dict[str, Any]:
+    return json.loads((out / f"evaluate-{name}/evaluation.json").read_text(encoding="utf-8"))
+
+
 def scores(out: Path, name: str) -> dict[str, float]:
-    sets = json.loads((out / f"evaluate-{name}/evaluation.json").read_text(encoding="utf-8"))["sets"]
-    return {key: statistics.mean(one["student"][key] for one in sets.values()) for key in MEASURES}
+    """Means over the held-out sets."""
+    found = evaluation(out, name)
+    rows = []
+    for place, one in found["sets"].items():
+        kinds = Counter(row["kind"] for row in found["samples"] if row["set"] == place)
+        right = one["student"]["by_kind"]
+        answered = [kind for kind in right if kind != NOT_SAID]
+        share = sum(right[kind] * kinds[kind] for kind in answered) / sum(kinds[kind] for kind in answered)
+        rows.append({**one["student"], "answerable": share, NOT_SAID: right[NOT_SAID]})
+    return {key: statistics.mean(row[key] for row in rows) for key in MEASURES}
 
 
 if __name__ == "__main__":
