@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from rlspeech.maths.evidence import evidence
 from rlspeech.types import Rollout
 
 SYSTEM = (
@@ -27,12 +28,15 @@ class Reward:
 
     `url`: of a server of the OpenAI chat completions protocol. The key is read from `key_env` and is in no message. An
     answer is one JSON object with the one field `score`, a number from 0 to 10: all other answers are none, so that a
-    reply that talks to the judge cannot write a score itself. Sampled at temperature 0.
+    reply that talks to the judge cannot write a score itself. Sampled at temperature 0. Of the transcript it reads the
+    sentences that have to do with instruction, reference or reply, or with `whole_transcript` all: a recording in which
+    somebody says "ignore your instructions" is then in its prompt.
     """
 
     url: str = "http://127.0.0.1:8000"  # where `rlspeech serve --model MODEL --name judge` listens
     model: str = "judge"
     criteria: str = "Is the reply true to what is said, complete, and as short as was asked for?"
+    whole_transcript: bool = False
     key_env: str = "RLSPEECH_JUDGE_KEY"
     requests: int = 16  # under way at once
     retries: int = 2
@@ -78,12 +82,10 @@ class Reward:
 
     def _body(self, rollout: Rollout) -> dict[str, Any]:
         sample = rollout.sample
-        asked = {
-            "instruction": sample.instruction,
-            "transcript": sample.transcript,
-            "reference": sample.reference,
-            "reply": rollout.completion.text,
-        }
+        said, reply = sample.transcript, rollout.completion.text
+        if said is not None and not self.whole_transcript:
+            said = evidence(said, (sample.instruction, sample.reference or "", reply), sample.lang)
+        asked = {"instruction": sample.instruction, "transcript": said, "reference": sample.reference, "reply": reply}
         messages = [
             {"role": "system", "content": f"{SYSTEM}\n{self.criteria}"},
             {"role": "user", "content": json.dumps(asked, ensure_ascii=False)},

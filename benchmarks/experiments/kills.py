@@ -13,11 +13,25 @@ import sys
 import time
 from pathlib import Path
 
+from rlspeech.config import EvaluateConfig, PipelineConfig
+from rlspeech.recipe import CONFIGS, dump_toml, find_recipe, load, stage_of
+
 FIRST_S = 4.0  # no kill before the command has begun
+LEARNS = {"optim.steps": "3", "checkpoints.every_steps": "1", "held_out.samples": "1"}
+SHORT = {  # settings of a stage's shortened recipe
+    "align": {"frames.steps": "80", "optim.steps": "3", "checkpoints.every_steps": "1"},
+    "sft": {"optim.steps": "4", "checkpoints.every_steps": "1"},
+    "distill": LEARNS,
+    "pairs": {"recordings": "6", "batch": "2"},
+    "dpo": LEARNS,
+    "rlbr": LEARNS,
+}
 
 
 def main() -> None:
     args = arguments()
+    if args.short:
+        args.recipe = shortened(args.recipe, args.out / "recipes")
     whole: Path = args.uncut or args.out / "whole"
     if not (whole / "done.json").is_file():
         start(args, whole).wait()
@@ -40,9 +54,29 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="tiny/summarize", help="of the pipeline")
     parser.add_argument("--out", type=Path, default=Path("runs/kills"), help="folder of both runs")
     parser.add_argument("--uncut", type=Path, help="run folder of the same job that was left alone; default: made here")
+    parser.add_argument("--short", action="store_true", help="a few steps of each stage")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     return parser.parse_args()
+
+
+def shortened(recipe: str, folder: Path) -> str:
+    """The pipeline with a few steps of each stage: its recipes, written anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = load(PipelineConfig, find_recipe(recipe), {})
+    stages: list[str] = []
+    for name in config.stages:
+        file = find_recipe(name)
+        if (verb := stage_of(file)) in SHORT:
+            (folder / file.name).write_text(dump_toml(load(CONFIGS[verb], file, SHORT[verb])))
+            stages.append(str(folder / file.name))
+        else:
+            stages.append(str(name))
+    evaluate = find_recipe(config.evaluate or "tiny/evaluate")
+    (folder / evaluate.name).write_text(dump_toml(load(EvaluateConfig, evaluate, {"evaluation.samples": "2"})))
+    update = {"stages": stages, "evaluate": folder / evaluate.name}
+    (folder / "pipeline.toml").write_text(dump_toml(config.model_copy(update=update)))
+    return str(folder / "pipeline.toml")
 
 
 def start(args: argparse.Namespace, folder: Path) -> subprocess.Popen:
