@@ -3,6 +3,9 @@
 Imports numba, which vLLM cannot start beside (engines/vllm_engine.py): to be imported where it is called.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -10,7 +13,7 @@ FNV_OFFSET, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 FAR = 1 << 29  # above any cost
 
 
-def machine(function):
+def machine(function: Callable[..., Any]) -> Any:
     """Made at the first use, and kept where numba may."""
     try:
         return njit(cache=True, nogil=True)(function)
