@@ -213,6 +213,11 @@ class OnPolicyStage(Stage):
     cluster: ClusterConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
 
+    @property
+    def replies_learned(self) -> int:
+        """About one audio, in a step."""
+        return self.sampling.n
+
 
 class DistillConfig(OnPolicyStage):
     """Stage 2. The student hears audio and replies; a text teacher that reads the transcript scores every token."""

@@ -114,5 +114,9 @@ class DpoConfig(OnPolicyStage):
     choosing: ChoosingConfig = ChoosingConfig()
     sampling: SamplingConfig = SamplingConfig(n=4)
 
+    @property
+    def replies_learned(self) -> int:
+        return 2  # a pair
+
     def pairs_file(self) -> Path:
         return self.pairs or self.run_dir.parent / "pairs" / "pairs.jsonl"

@@ -7,12 +7,13 @@ import pytest
 from rich.console import Console
 
 from rlspeech.catalog import entries
-from rlspeech.config import AlignConfig, DistillConfig, SftConfig
+from rlspeech.config import AlignConfig, DistillConfig, RlbrConfig, SftConfig
+from rlspeech.config_dpo import DpoConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import load
 from rlspeech.stages.machine import GIB, Machine, machine
 from rlspeech.stages.plan import check_can_run, longest_audio_s, make_plan
-from rlspeech.stages.plan_memory import activations_gib, kv_gib
+from rlspeech.stages.plan_memory import activations_gib, kv_gib, learner_gib
 from rlspeech.stages.plan_problems import check_engines
 from rlspeech.stages.plan_show import show
 
@@ -96,6 +97,19 @@ def test_the_tiny_pair_lacks_nothing_on_a_laptop(train):
     assert plan.not_in_cache == ()
     assert "nothing: it can run" in printed(plan)
     check_can_run(config(train))
+
+
+def test_dpo_learns_from_two_replies_a_pair_however_many_are_sampled():
+    online = {"online": "true", "sampling.n": "6"}
+    kept, fresh = (make_plan(load(DpoConfig, "tiny/dpo", given), LAPTOP) for given in ({}, online))
+    assert "8 steps of 12 pairs = 96 pairs" in printed(kept)
+    assert "8 steps of 12 audios x 6 replies = 576 replies of at most 24 tokens" in printed(fresh)
+    pair, group = (
+        learner_gib(load(config, f"tiny/{verb}", {"sampling.n": "6"}), entries()["tiny"], 100)["activations"]
+        for config, verb in ((DpoConfig, "dpo"), (RlbrConfig, "rlbr"))
+    )
+    each = load(DpoConfig, "tiny/dpo", {}).optim.micro_batch / load(RlbrConfig, "tiny/rlbr", {}).optim.micro_batch
+    assert pair / group == pytest.approx(2 / 6 * each)
 
 
 def test_a_plan_names_models_data_work_memory_and_what_is_missing():

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from rlspeech.catalog import Resolved, ask_hub, is_url, missing, resolve, source
 from rlspeech.config import DistillConfig, OnPolicyStage
+from rlspeech.config_dpo import DpoConfig
 from rlspeech.errors import UserError
 from rlspeech.recipe import verb_of
 from rlspeech.stages.machine import Machine, machine
@@ -142,6 +143,8 @@ def _work(config: LearningConfig) -> str:
     audios = f"{optim.steps:,} steps of {optim.batch} audios"
     if not isinstance(config, OnPolicyStage):
         return f"{audios} = {optim.steps * optim.batch:,} audios heard"
+    if isinstance(config, DpoConfig) and not config.online:
+        return f"{optim.steps:,} steps of {optim.batch} pairs = {optim.steps * optim.batch:,} pairs"
     replies = optim.steps * optim.batch * config.sampling.n
     longest = config.sampling.max_tokens
     each = f" x {config.sampling.n} replies" if config.sampling.n > 1 else ""

@@ -113,7 +113,7 @@ def learnt(config: LearningConfig, entry: Entry) -> tuple[float, float]:
 def learner_gib(config: LearningConfig, entry: Entry, tokens: int) -> dict[str, float]:
     """Of torch in this process."""
     adapter, learns = learnt(config, entry)
-    replies = config.sampling.n if isinstance(config, OnPolicyStage) else 1
+    replies = config.replies_learned if isinstance(config, OnPolicyStage) else 1
     return {
         "weights": gib(entry.parameters + adapter, entry.bytes_each),
         "gradients": gib(learns, entry.bytes_each),
@@ -194,7 +194,7 @@ def rank_gib(config: OnPolicyStage, entry: Entry, tokens: int, *, ranks: int, on
     audios = min(config.optim.micro_batch, -(-config.optim.batch // ranks))
     activations = activations_gib(
         entry,
-        audios * config.sampling.n,
+        audios * config.replies_learned,
         tokens,
         bytes_each=bytes_each,
         checkpointed=settings.activation_checkpointing,
