@@ -22,7 +22,8 @@ MEASURES: Mapping[str, str] = {
     "wer": "WER",
     "answerable": "right, of questions with an answer",
     "not_said": "right, of questions without",
-    "kl_nats": "KL to the teacher",
+    "kl_nats": "KL to the teacher, nats a token",
+    "kl_reply": "KL to the teacher, nats a reply",
 }
 START, NOT_SAID = "start", "not_said"
 TOKENS = 48  # of a reply at most
@@ -102,7 +103,7 @@ def show(out: Path, after: list[str]) -> None:
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         mean = statistics.mean(values)
         change = f"{mean / before[key] - 1:+.0%}" if before[key] else ""
-        as_text = (lambda value: f"{value:.3f}") if key == "kl_nats" else (lambda value: f"{value:.1%}")
+        as_text = (lambda value: f"{value:.2f}") if key.startswith("kl") else (lambda value: f"{value:.1%}")
         print(f"| {name} | {as_text(before[key])} | {as_text(mean)} ± {as_text(spread)} | {change} |")
 
 
@@ -129,7 +130,8 @@ def scores(out: Path, name: str) -> dict[str, float]:
         right = one["student"]["by_kind"]
         answered = [kind for kind in right if kind != NOT_SAID]
         share = sum(right[kind] * kinds[kind] for kind in answered) / sum(kinds[kind] for kind in answered)
-        rows.append({**one["student"], "answerable": share, NOT_SAID: right[NOT_SAID]})
+        kl = [sum(row["kl_nats"]) for row in found["samples"] if row["set"] == place and row["kl_nats"]]
+        rows.append({**one["student"], "answerable": share, NOT_SAID: right[NOT_SAID], "kl_reply": statistics.mean(kl)})
     return {key: statistics.mean(row[key] for row in rows) for key in MEASURES}
 
 
