@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -79,50 +78,62 @@ def biased_edits(
         raise TypeError("biased_edits() takes lists of words, not texts: see rlspeech.maths.text.words")
     if not len(references) == len(hypotheses) == len(rare):
         raise ValueError(f"{len(references)} references, {len(hypotheses)} hypotheses, {len(rare)} lists of rare words")
+    from rlspeech.maths.biasing_kernels import score
+
     counts = np.zeros((len(references), 8), dtype=np.int64)
-    blocks = [slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(references), PAIRS_AT_ONCE)]
-    work = partial(_count, references, hypotheses, rare, unit, counts)
-    if workers > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(work, blocks))
-    else:
-        for block in blocks:
-            work(block)
+    starts = range(0, len(references), PAIRS_AT_ONCE)
+    blocks = [tuple(one[i : i + PAIRS_AT_ONCE] for one in (references, hypotheses, rare, counts)) for i in starts]
+    left = blocks
+    if unit == "words" and workers > 1:
+        with ThreadPoolExecutor(workers - 1) as pool:  # beside this thread, which hands over the words
+            done = [pool.submit(score, *_given(*block)) for block in blocks]
+        left = [block for block, one in zip(blocks, done, strict=True) if not one.result()]
+    elif unit == "words":
+        left = [block for block in blocks if not score(*_given(*block))]
+    for block in left:
+        _count(*block, unit=unit)
     return AllEdits(counts)
+
+
+def _given(
+    references: Sequence[Sequence[str]],
+    hypotheses: Sequence[Sequence[str]],
+    rare: Sequence[Collection[Phrase]],
+    counts: np.ndarray,
+) -> tuple[np.ndarray, ...]:
+    """What `score` takes."""
+    phrases = [phrase for one in rare for phrase in one]
+    words = [part for lists in (references, hypotheses, phrases) for part in (_windows(lists), _sizes(lists))]
+    return (*words, _sizes(rare), counts)
 
 
 def _count(
     references: Sequence[Sequence[str]],
     hypotheses: Sequence[Sequence[str]],
     rare: Sequence[Collection[Phrase]],
-    unit: Unit,
     counts: np.ndarray,
-    block: slice,
+    *,
+    unit: Unit,
 ) -> None:
-    """Fills in the counts of a block of pairs."""
+    """Of characters, and of words whatever is in them."""
     from rlspeech.maths import biasing_kernels as kernels
 
-    ours, theirs, listed = references[block], hypotheses[block], rare[block]
-    phrases = [phrase for one in listed for phrase in one]
-    groups = ours, theirs, phrases
+    groups = references, hypotheses, [phrase for one in rare for phrase in one]
     sizes = [_sizes(lists) for lists in groups]
-    if unit == "words":
-        given = [one for lists, size in zip(groups, sizes, strict=True) for one in (_bytes(lists), size)]
-        if kernels.score(*given, _sizes(listed), counts[block]):
-            return
     numbers: defaultdict[str, int] = defaultdict(itertools.count().__next__)
     ref, hyp, phrase = (np.fromiter(map(numbers.__getitem__, chain.from_iterable(one)), np.int64) for one in groups)
-    ref_rare, hyp_rare = kernels.flagged(ref, sizes[0], hyp, sizes[1], phrase, sizes[2], _sizes(listed))
+    ref_rare, hyp_rare = kernels.flagged(ref, sizes[0], hyp, sizes[1], phrase, sizes[2], _sizes(rare))
     if unit == "characters":
-        kernels.count(*_spelled(ours, ref_rare), *_spelled(theirs, hyp_rare), counts[block])
+        kernels.count(*_spelled(references, ref_rare), *_spelled(hypotheses, hyp_rare), counts)
     else:
-        kernels.count(ref, sizes[0], ref_rare, hyp, sizes[1], hyp_rare, counts[block])
+        kernels.count(ref, sizes[0], ref_rare, hyp, sizes[1], hyp_rare, counts)
 
 
-def _bytes(lists: Sequence[Collection[str]]) -> np.ndarray:
-    """All words in UTF-8, a zero byte between two."""
-    text = "\0".join(map("\0".join, filter(None, lists)))
-    return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+def _windows(lists: Sequence[Collection[str]]) -> np.ndarray:
+    """All words in UTF-8, a zero byte behind each: the eight bytes from each byte on, as one number."""
+    text = "\0".join([*map("\0".join, filter(None, lists)), "\0\0\0\0\0\0\0\0"])
+    raw = text.encode("utf-8", "surrogatepass")
+    return np.ndarray((len(raw) - 8,), dtype="<u8", buffer=raw, strides=(1,))
 
 
 def _sizes(lists: Sequence[Sized]) -> np.ndarray:
