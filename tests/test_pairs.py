@@ -161,6 +161,9 @@ def test_pairs_of_others_are_read_in_trls_forms(row: dict, tmp_path: Path) -> No
         ({"rejected": "Anna."}, "chosen and rejected are the same text"),
         ({"prompt": None}, "'chosen' has no message of a user, and there is no 'prompt'"),
         ({"chosen": 3}, "'chosen' must be a text or a list of messages"),
+        ({"reason": 3}, "'reason' should be a valid list, got 3"),
+        ({"start_s": "soon"}, "'start_s' should be a valid number, got 'soon'"),
+        ({"more_audio": [1]}, "'more_audio[0]' should be a valid string, got 1"),
     ],
 )
 def test_what_is_no_pair_is_one_line(change: dict, what: str, tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, Field, ValidationError
+
 from rlspeech.data import audio
 from rlspeech.data.manifest import relative
+from rlspeech.data.rows import Part, first_fault
 from rlspeech.errors import UserError
 from rlspeech.types import Audio, Sample
 
@@ -37,15 +40,35 @@ class Pair:
     rejected_nats_per_byte: float | None = None
 
 
+class Known(Part):
+    """What a row may have beside its texts; others are not looked at."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str | int | None = None
+    start_s: float = 0.0
+    end_s: float | None = None
+    more_audio: list[str] = Field([])
+    transcript: str | None = None
+    lang: str = "en"
+    kind: str = ""
+    chosen_ended: bool = True
+    rejected_ended: bool = True
+    chosen_origin: str = "student"
+    reason: list[str] = Field([])
+    evidence: list[str] = Field([])
+    margin: float = 0.0
+    chosen_nats_per_byte: float | None = None
+    rejected_nats_per_byte: float | None = None
+
+
 def write(path: Path, pairs: Sequence[Pair]) -> None:
     """Beside and renamed; .parquet by its name, else JSONL."""
     rows = [_row(pair, path.parent) for pair in pairs]
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.suffix == PARQUET:
-            from datasets import Dataset
-
-            Dataset.from_list(rows).to_parquet(str(beside))
+            _datasets().from_list(rows).to_parquet(str(beside))
         else:
             beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         os.replace(beside, path)
@@ -69,6 +92,13 @@ def read(path: Path) -> list[Pair]:
     if not found:
         raise UserError(f"{path}: no pairs")
     return found
+
+
+def _datasets() -> Any:
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    return Dataset
 
 
 def _row(pair: Pair, folder: Path) -> dict[str, Any]:
@@ -99,10 +129,8 @@ def _row(pair: Pair, folder: Path) -> dict[str, Any]:
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == PARQUET:
-        from datasets import Dataset
-
         try:
-            rows = Dataset.from_parquet(str(path), keep_in_memory=True)
+            rows = _datasets().from_parquet(str(path), keep_in_memory=True)
         except Exception as error:
             raise UserError(f"{path}: not parquet ({type(error).__name__})") from error
         yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
@@ -127,27 +155,31 @@ def _pair(row: Any, folder: Path, number: str) -> Pair:
     chosen, rejected = _text(row["chosen"], "chosen"), _text(row["rejected"], "rejected")
     if chosen == rejected:
         raise UserError("chosen and rejected are the same text")
+    try:
+        known = Known.model_validate({name: value for name, value in row.items() if value is not None})
+    except ValidationError as error:
+        raise UserError(first_fault(error)) from error
     sample = Sample(
-        id=str(row.get("id") or f"pair-{number}"),
+        id=f"pair-{number}" if known.id is None else str(known.id),
         instruction=instruction,
-        audio=Audio(folder / row["audio"], row.get("start_s") or 0.0, row.get("end_s")),
-        more_audio=tuple(Audio(folder / file) for file in row.get("more_audio") or ()),
-        transcript=row.get("transcript"),
-        lang=row.get("lang") or "en",
-        tags={"kind": row["kind"]} if row.get("kind") else {},
+        audio=Audio(folder / row["audio"], known.start_s, known.end_s),
+        more_audio=tuple(Audio(folder / file) for file in known.more_audio),
+        transcript=known.transcript,
+        lang=known.lang,
+        tags={"kind": known.kind} if known.kind else {},
     )
     return Pair(
         sample,
         chosen,
         rejected,
-        chosen_ended=row.get("chosen_ended", True) is not False,
-        rejected_ended=row.get("rejected_ended", True) is not False,
-        chosen_origin=row.get("chosen_origin") or "student",
-        reason=tuple(row.get("reason") or ()),
-        evidence=tuple(row.get("evidence") or ()),
-        margin=row.get("margin") or 0.0,
-        chosen_nats_per_byte=row.get("chosen_nats_per_byte"),
-        rejected_nats_per_byte=row.get("rejected_nats_per_byte"),
+        chosen_ended=known.chosen_ended,
+        rejected_ended=known.rejected_ended,
+        chosen_origin=known.chosen_origin,
+        reason=tuple(known.reason),
+        evidence=tuple(known.evidence),
+        margin=known.margin,
+        chosen_nats_per_byte=known.chosen_nats_per_byte,
+        rejected_nats_per_byte=known.rejected_nats_per_byte,
     )
 
 

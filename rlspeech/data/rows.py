@@ -76,7 +76,7 @@ def parse(fields: Any) -> Row:
     try:
         row = Row.model_validate(fields)
     except ValidationError as error:
-        raise UserError(_first_fault(error)) from error
+        raise UserError(first_fault(error)) from error
     for index, word in enumerate(row.words):
         if word.end_s < word.start_s:
             raise UserError(f"words[{index}] ({word.text!r}) ends before it starts")
@@ -176,7 +176,7 @@ def _instructions(row: Row) -> list[Instruction]:
     return row.instructions
 
 
-def _first_fault(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """An unknown key first, as it is often why another is missing."""
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     *parents, last = fault["loc"]
