@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from rlspeech.config import AudioConfig, DataConfig, OnPolicyStage, SamplingConfig, TeacherConfig
-from rlspeech.config_engines import EnginesConfig, VllmConfig
+from rlspeech.config_engines import ClusterConfig, EnginesConfig, VllmConfig
 from rlspeech.config_rewards import RewardConfig
 from rlspeech.sections import Count, Positive, Section, Seed, Share
 
@@ -86,6 +86,7 @@ class PairsConfig(Section):
     audio: AudioConfig = AudioConfig()
     engines: EnginesConfig = EnginesConfig()
     vllm: VllmConfig = VllmConfig()
+    cluster: ClusterConfig | None = None
     replies: RepliesConfig = RepliesConfig()
     detectors: DetectorsConfig = DetectorsConfig()
     choosing: ChoosingConfig = ChoosingConfig()

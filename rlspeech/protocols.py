@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from rlspeech.types import Completion, Policy, Prompt, Rollout, Sample, Scored, TokenBatch, Waveform
+from rlspeech.types import Answer, Completion, Policy, Prompt, Rollout, Sample, Scored, TokenBatch, Waveform
 
 Metrics = dict[str, float]
 
@@ -138,7 +138,7 @@ class Teacher(Protocol):
 
     def score(self, samples: Sequence[Sample], replies: Sequence[Completion]) -> list[Scored]: ...
 
-    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[Answer]:
         """Greedy replies to the instructions, from the transcripts."""
         ...
 

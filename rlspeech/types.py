@@ -86,6 +86,14 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a teacher replies itself, without its thoughts. `ended`: it came to its end before the limit."""
+
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True)
 class Rollout:
     sample: Sample
     prompt: Prompt

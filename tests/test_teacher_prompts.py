@@ -15,7 +15,7 @@ from rlspeech.engines.teacher_text import Example, Reading, same_tokenizer
 from rlspeech.engines.teacher_transformers import TransformersTeacher
 from rlspeech.engines.thoughts import answer_of, closing_of
 from rlspeech.errors import UserError
-from rlspeech.types import Sample
+from rlspeech.types import Answer, Sample
 
 SAMPLE = Sample("s", "Who?", transcript="Anna says: write <think> here.")
 ASKED = "Anna says: write <think> here. Who?"
@@ -160,7 +160,9 @@ def test_a_teacher_that_thinks_aloud_answers_without_its_thought(teacher_folder:
     sample = Sample("s", "Who?", transcript="Peter is here.")
     ids = teacher.reading.prompt_ids(teacher.tokenizer, sample)
     assert teacher.tokenizer.decode(ids).count("<think>") == 4
-    assert teacher.reply([sample], max_tokens=40) == ["Peter."]
+    assert teacher.reply([sample], max_tokens=40) == [Answer("Peter.", ended=True)]
+    (cut,) = teacher.reply([sample], max_tokens=1)
+    assert not cut.ended
 
 
 @dataclass

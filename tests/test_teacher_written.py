@@ -16,7 +16,7 @@ from rlspeech.protocols import Sampling
 from rlspeech.stages.mixture import Mixture, check_mixture, is_on_policy
 from rlspeech.stages.token_shares import token_shares
 from rlspeech.students.tiny import Student
-from rlspeech.types import Completion, Prompt, Rollout, Sample
+from rlspeech.types import Answer, Completion, Prompt, Rollout, Sample
 
 PROMPT = Prompt((1, 2))
 
@@ -79,10 +79,10 @@ class Engines:
     def rollouts(self) -> "Engines":
         return self
 
-    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[Answer]:
         self.asked.append([sample.id for sample in samples])
         self.longest = max_tokens
-        return [sample.id for sample in samples]
+        return [Answer(sample.id, ended=True) for sample in samples]
 
     def generate(self, samples: Sequence[Sample], prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         self.sampled.append([sample.id for sample in samples])

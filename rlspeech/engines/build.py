@@ -67,12 +67,31 @@ def schedule(config: OnPolicyStage) -> OptimConfig:
     return optim.model_copy(update={"steps": optim.steps * updates, "warmup_steps": optim.warmup_steps * updates})
 
 
-def build_sampler(config: PairsConfig, place: StudentPlace, student: Student) -> RolloutEngine:
-    """What a student that does not learn writes with."""
-    return _vllm_rollouts(config, place, student) if config.engines.rollouts == "vllm" else build_rollouts(student)
+@dataclass(frozen=True)
+class Writers:
+    """A student that writes and does not learn, and the teacher that reads its replies where there is one."""
+
+    student: Student
+    rollouts: RolloutEngine
+    teacher: Teacher | None
 
 
-def build_reader(config: PairsConfig, student: Student) -> Teacher:
+@contextmanager
+def build_writers(config: PairsConfig, start: str) -> Iterator[Writers]:
+    """All engines of `pairs`, whose student is the checkpoint `start`; nothing of them is left after the block."""
+    place = student_place(config, start)
+    if config.cluster is not None:
+        from rlspeech.engines.cluster_build import build_writers_on_cluster
+
+        with build_writers_on_cluster(config, config.cluster, place) as writers:
+            yield writers
+        return
+    student = place.load()
+    rollouts = _vllm_rollouts(config, place, student) if config.engines.rollouts == "vllm" else build_rollouts(student)
+    yield Writers(student, rollouts, build_reader(config, student, _in_process) if config.teacher else None)
+
+
+def build_reader(config: PairsConfig, student: Student, make: MakeTeacher) -> Teacher:
     """The teacher that tells how likely a reply is, whatever distribution it was drawn from."""
     assert config.teacher is not None
     reading, trust = config.reading, config.trust_remote_code
@@ -82,7 +101,7 @@ def build_reader(config: PairsConfig, student: Student) -> Teacher:
     if folder is None:
         tokenizer = _tokenizer(place, trust) if place else student.tokenizer
         return matched(_by_url(config.teacher, reading, tokenizer), rereader)
-    return matched(_in_process(config, folder, reading, reading.top_k if rereader else None), rereader)
+    return matched(make(config, folder, reading, reading.top_k if rereader else None), rereader)
 
 
 def build_learner(config: Stage, student: Student) -> Learner:
@@ -103,7 +122,7 @@ def build_teacher(
     return matched(_by_transformers(folder, reading, top_k, trust_remote_code), rereader)
 
 
-MakeTeacher = Callable[[DistillConfig, Path, TeacherConfig, int | None], Teacher]
+MakeTeacher = Callable[[DistillConfig | PairsConfig, Path, TeacherConfig, int | None], Teacher]
 
 
 def build_local_teachers(config: DistillConfig, student: Student) -> Teacher:

@@ -11,8 +11,9 @@ from typing import Any
 
 from rlspeech.catalog import is_url
 from rlspeech.config import DistillConfig, OnPolicyStage, TeacherConfig
+from rlspeech.config_dpo import PairsConfig
 from rlspeech.config_engines import ClusterConfig
-from rlspeech.engines.build import Engines, build_teachers, reading_of, schedule
+from rlspeech.engines.build import Engines, Writers, build_reader, build_teachers, reading_of, schedule
 from rlspeech.engines.cluster import Actor, Cluster
 from rlspeech.engines.cluster_learner import ClusterLearner, Task
 from rlspeech.engines.cluster_rollouts import ClusterRollouts
@@ -33,21 +34,38 @@ def build_on_cluster(
     config: OnPolicyStage, settings: ClusterConfig, place: StudentPlace, prepare: Mapping[str, Any]
 ) -> Iterator[Engines]:
     """All roles load side by side. After the block no process of the run is left."""
+    with _site(config, settings, learners=settings.learners) as site:
+        if settings.colocated and not site.cluster.gpus:
+            log.info("cluster.colocated: there is no GPU to take turns on, so sleeping and waking do nothing")
+        student = place.load(weights=False)
+        lora = config.lora.rank if config.lora and settings.sync == "adapter" else 0
+        rollouts = site.rollouts(place, adapter_rank=lora)
+        teacher = build_teachers(config, student, site.teacher) if isinstance(config, DistillConfig) else None
+        learner = site.learner(config, place, prepare)
+        site.await_start()
+        learner.await_start()
+        yield Engines(student, rollouts, learner, teacher, interrupt=site.cluster.interrupt)
+
+
+@contextmanager
+def build_writers_on_cluster(config: PairsConfig, settings: ClusterConfig, place: StudentPlace) -> Iterator[Writers]:
+    """As above, with nobody who learns."""
+    with _site(config, settings, learners=0) as site:
+        student = place.load(weights=False)
+        rollouts = site.rollouts(place)
+        teacher = build_reader(config, student, site.teacher) if config.teacher else None
+        site.await_start()
+        yield Writers(student, rollouts, teacher)
+
+
+@contextmanager
+def _site(config: OnPolicyStage | PairsConfig, settings: ClusterConfig, *, learners: int) -> Iterator[Site]:
     cores = config.threads or len(os.sched_getaffinity(0))
     cluster = Cluster.start(settings, threads=cores)
     try:
-        site = Site(config, settings, cluster, cores)
+        site = Site(config, settings, cluster, cores, learners)
         cluster.place(site.bundles)
-        if settings.colocated and not cluster.gpus:
-            log.info("cluster.colocated: there is no GPU to take turns on, so sleeping and waking do nothing")
-        student = place.load(weights=False)
-        rollouts = site.rollouts(place)
-        teacher = build_teachers(config, student, site.teacher) if isinstance(config, DistillConfig) else None
-        learner = site.learner(place, prepare)
-        for pool in site.pools:
-            pool.await_start()
-        learner.await_start()
-        yield Engines(student, rollouts, learner, teacher, interrupt=cluster.interrupt)
+        yield site
     finally:
         cluster.close()
 
@@ -55,26 +73,32 @@ def build_on_cluster(
 class Site:
     """Who sits where. GPUs are reserved in the order: learners, rollout workers where apart, teachers."""
 
-    def __init__(self, config: OnPolicyStage, settings: ClusterConfig, cluster: Cluster, cores: int) -> None:
-        self.config, self.settings, self.cluster, self.cores = config, settings, cluster, cores
+    def __init__(
+        self, config: OnPolicyStage | PairsConfig, settings: ClusterConfig, cluster: Cluster, cores: int, learners: int
+    ) -> None:
+        self.config, self.settings, self.cluster, self.cores, self.learners = config, settings, cluster, cores, learners
         self.pools: list[Pool] = []
         self.own_rollouts = 0 if settings.colocated else settings.rollout_workers
-        served = []
+        served = [config.teacher] if isinstance(config, DistillConfig | PairsConfig) and config.teacher else []
         if isinstance(config, DistillConfig):
-            served = [config.teacher, *(route.model for route in config.teachers.values())]
-        self.next_teacher = settings.learners + self.own_rollouts
+            served += [route.model for route in config.teachers.values()]
+        self.next_teacher = learners + self.own_rollouts
         self.bundles = [
-            *[1] * settings.learners,
+            *[1] * learners,
             *[settings.rollout_tensor_parallel] * self.own_rollouts,
             *[settings.teacher_tensor_parallel] * (settings.teachers * sum(not is_url(model) for model in served)),
         ]
+
+    def await_start(self) -> None:
+        for pool in self.pools:
+            pool.await_start()
 
     def threads(self, workers: int) -> int:
         """CPU threads of each worker of a role, whose workers work at the same time."""
         return max(1, self.cores // workers)
 
-    def learner(self, place: StudentPlace, prepare: Mapping[str, Any]) -> ClusterLearner:
-        config, ranks = self.config, self.settings.learners
+    def learner(self, config: OnPolicyStage, place: StudentPlace, prepare: Mapping[str, Any]) -> ClusterLearner:
+        ranks = self.learners
         task = Task(
             place,
             prepare,
@@ -86,18 +110,18 @@ class Site:
         )
         return ClusterLearner.begin(self.cluster, ranks, task, gpus=0.5 if self.settings.colocated else 1)
 
-    def rollouts(self, place: StudentPlace) -> ClusterRollouts:
+    def rollouts(self, place: StudentPlace, *, adapter_rank: int = 0) -> ClusterRollouts:
         settings, config = self.settings, self.config
         layout = Layout(
             tensor_parallel=settings.rollout_tensor_parallel,
             threads=self.threads(settings.rollout_workers),
-            adapter_rank=config.lora.rank if config.lora and settings.sync == "adapter" else 0,
+            adapter_rank=adapter_rank,
             colocated=settings.colocated,
             transfer=backend(gpus=self.cluster.gpus, colocated=settings.colocated),
         )
 
         def make(number: int) -> Actor:
-            gpus, bundle = (0.5, number) if settings.colocated else (layout.tensor_parallel, settings.learners + number)
+            gpus, bundle = (0.5, number) if settings.colocated else (layout.tensor_parallel, self.learners + number)
             arguments = (place, config.vllm, layout)
             return self.cluster.actor(RolloutWorker, *arguments, name=f"rollout {number}", gpus=gpus, bundle=bundle)
 
@@ -112,7 +136,9 @@ class Site:
             transfer=layout.transfer,
         )
 
-    def teacher(self, config: DistillConfig, folder: Path, reading: TeacherConfig, top_k: int | None) -> Teacher:
+    def teacher(
+        self, config: DistillConfig | PairsConfig, folder: Path, reading: TeacherConfig, top_k: int | None
+    ) -> Teacher:
         """Workers of one teacher. `top_k` says how it stands among others: a served teacher always has its own."""
         settings, first = self.settings, self.next_teacher
         self.next_teacher += settings.teachers

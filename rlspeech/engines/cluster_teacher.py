@@ -11,7 +11,7 @@ from rlspeech.engines.cluster_rollouts import piece_size
 from rlspeech.engines.pool import Pool
 from rlspeech.engines.teacher_text import Reading
 from rlspeech.engines.wire import PackedReplies
-from rlspeech.types import Completion, Sample, Scored
+from rlspeech.types import Answer, Completion, Sample, Scored
 
 
 @dataclass
@@ -39,12 +39,12 @@ class ClusterTeacher:
             found |= dict(zip(piece, packed.scores(), strict=True))
         return [found[index] for index in range(len(samples))]
 
-    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[Answer]:
         def call(worker: Actor, piece: Sequence[int]) -> Any:
             return worker.call("reply", [samples[index] for index in piece], max_tokens)
 
         pieces = self._pieces(samples)
-        found: dict[int, str] = {}
+        found: dict[int, Answer] = {}
         for piece, written in zip(pieces, self.pool.run(pieces, call), strict=True):
             found |= dict(zip(piece, written, strict=True))
         return [found[index] for index in range(len(samples))]

@@ -17,7 +17,7 @@ from torch import Tensor
 from rlspeech.engines.retokenise import Reread, Rereader
 from rlspeech.engines.token_classes import NO_CLASS
 from rlspeech.protocols import Teacher
-from rlspeech.types import Completion, Sample, Scored
+from rlspeech.types import Answer, Completion, Sample, Scored
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class CrossTeacher:
     def head(self) -> None:
         """None: two vocabularies have no common axis."""
 
-    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[Answer]:
         return self.inner.reply(samples, max_tokens=max_tokens)
 
     def score(self, samples: Sequence[Sample], replies: Sequence[Completion]) -> list[Scored]:

@@ -16,7 +16,7 @@ from rlspeech.engines.teacher_text import INSTEAD, Reading, vocabulary_lines
 from rlspeech.engines.thoughts import answer_of, begun_by, closing_of
 from rlspeech.engines.vllm_client import Client, Refused, Request
 from rlspeech.errors import UserError
-from rlspeech.types import Completion, Sample, Scored
+from rlspeech.types import Answer, Completion, Sample, Scored
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class HttpTeacher:
         prompts = self._rendered([self.messages(sample) for sample in samples])
         return self._score(prompts, [reply.token_ids for reply in replies], [sample.id for sample in samples])
 
-    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[Answer]:
         """What it answers itself, greedily, without its thoughts."""
         settings = {"model": self.model, "max_tokens": max_tokens, "return_token_ids": True, **GREEDY}
         prompts = self._rendered([self.messages(sample) for sample in samples])
@@ -124,11 +124,12 @@ class HttpTeacher:
             )
         return scored
 
-    def _written(self, answer: Any) -> str:
-        ids = answer["choices"][0].get("token_ids")
+    def _written(self, answer: Any) -> Answer:
+        (written,) = answer["choices"]
+        ids = written.get("token_ids")
         if ids is None:
             raise UserError(f"teacher {self.client.root}: answers without token_ids; vLLM 0.10.2 or later tells them")
-        return answer_of(self.tokenizer, ids)
+        return Answer(answer_of(self.tokenizer, ids), ended=written.get("finish_reason") == "stop")
 
     def _rendered(self, chats: Sequence[list[dict[str, str]]]) -> list[tuple[int, ...]]:
         """Token ids of each chat with the beginning of the answer, by the server's template; each chat is sent once."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlspeech.protocols import Teacher
-from rlspeech.types import Completion, Sample, Scored
+from rlspeech.types import Answer, Completion, Sample, Scored
 
 MAIN = ""  # what Sample.teacher is where a row names none
 
@@ -32,7 +32,7 @@ class RoutedTeacher:
         scored = self._each(samples, ask)
         return [replace(one, weight=self.weights[s.teacher]) for one, s in zip(scored, samples, strict=True)]
 
-    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[Answer]:
         return self._each(
             samples, lambda teacher, mine: teacher.reply([samples[index] for index in mine], max_tokens=max_tokens)
         )

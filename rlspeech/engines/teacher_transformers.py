@@ -17,7 +17,7 @@ from rlspeech.engines.thoughts import answer_of
 from rlspeech.maths.logprobs import CHUNK, logits, token_logprobs
 from rlspeech.maths.packing import needed_mask, pack
 from rlspeech.protocols import Sampling
-from rlspeech.types import Completion, Sample, Scored
+from rlspeech.types import Answer, Completion, Sample, Scored
 
 
 @dataclass
@@ -90,10 +90,10 @@ class TransformersTeacher:
         chunks = [chunk(*pair) for pair in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)]
         return tuple(torch.cat(column) for column in zip(*chunks, strict=True))
 
-    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[Answer]:
         """What it answers itself, greedily, without its thoughts."""
         prompts = [self._prompt(sample) for sample in samples]
-        found: dict[int, str] = {}
+        found: dict[int, Answer] = {}
         for chunk in self._alike(samples):
             written = generate(
                 self.model,
@@ -104,9 +104,9 @@ class TransformersTeacher:
                 pad_id=self.tokenizer.eos_token_id,
             )
             indices = [index for group in chunk for index in group]
-            texts = [reply.token_ids for group in written for reply in group]
-            for index, ids in zip(indices, texts, strict=True):
-                found[index] = answer_of(self.tokenizer, ids)
+            replies = [reply for group in written for reply in group]
+            for index, reply in zip(indices, replies, strict=True):
+                found[index] = Answer(answer_of(self.tokenizer, reply.token_ids), reply.ended)
         return [found[index] for index in range(len(samples))]
 
     def _alike(self, samples: Sequence[Sample]) -> Iterator[list[list[int]]]:

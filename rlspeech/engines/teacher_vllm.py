@@ -15,7 +15,7 @@ from rlspeech.engines.teacher_text import Reading
 from rlspeech.engines.thoughts import answer_of
 from rlspeech.engines.vllm_engine import Request, stream
 from rlspeech.errors import UserError
-from rlspeech.types import Completion, Sample, Scored
+from rlspeech.types import Answer, Completion, Sample, Scored
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
@@ -68,7 +68,7 @@ class VllmTeacher:
             left = again
         return [found[at] for at in range(len(samples))]
 
-    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[str]:
+    def reply(self, samples: Sequence[Sample], *, max_tokens: int) -> list[Answer]:
         """What it answers itself, greedily, without its thoughts."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -82,9 +82,11 @@ class VllmTeacher:
             prompt = self._prompt(samples[at])
             self._check_length(samples[at], len(prompt) + max_tokens)
             asked.append(Request({"prompt_token_ids": prompt}, how))
-        found: dict[int, str] = {}
+        found: dict[int, Answer] = {}
         for place, output in stream(self.llm, asked, on_progress=self.on_progress):
-            found[order[place]] = answer_of(self.tokenizer, output.outputs[0].token_ids)
+            (written,) = output.outputs
+            text = answer_of(self.tokenizer, written.token_ids)
+            found[order[place]] = Answer(text, ended=written.finish_reason == "stop")
         return [found[at] for at in range(len(samples))]
 
     def _order(self, samples: Sequence[Sample]) -> list[int]:

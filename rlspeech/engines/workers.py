@@ -13,7 +13,7 @@ from rlspeech.engines.loading import StudentPlace
 from rlspeech.engines.teacher_text import Reading
 from rlspeech.engines.wire import PackedReplies, PackedScores
 from rlspeech.protocols import Sampling
-from rlspeech.types import Prompt, Sample
+from rlspeech.types import Answer, Prompt, Sample
 
 
 class RolloutWorker(Worker):
@@ -72,5 +72,5 @@ class TeacherWorker(Worker):
     def score(self, samples: Sequence[Sample], replies: PackedReplies) -> PackedScores:
         return PackedScores.of(self.teacher.score(samples, replies.replies()))
 
-    def reply(self, samples: Sequence[Sample], max_tokens: int) -> list[str]:
+    def reply(self, samples: Sequence[Sample], max_tokens: int) -> list[Answer]:
         return self.teacher.reply(samples, max_tokens=max_tokens)

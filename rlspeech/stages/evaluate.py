@@ -104,7 +104,8 @@ class Evaluation:
         if self.teacher is not None:
             read = [known.get((name, sample.id)) for sample in samples]
             if None in read:
-                read = self.teacher.reply(samples, max_tokens=self.config.evaluation.max_tokens)
+                answers = self.teacher.reply(samples, max_tokens=self.config.evaluation.max_tokens)
+                read = [answer.text for answer in answers]
             theirs = fault_shares(samples, all_faults(self.examiner, samples, audio_s, read))
             scores["teacher"] = {**asdict(score(samples, read)), **theirs}
             columns["teacher_reply"] = read
@@ -153,8 +154,8 @@ class Evaluation:
         asked = [index for index, kind in enumerate(kinds) if kind != TRANSCRIBE and found[index]]
         heard = [replace(samples[index], transcript=found[index]) for index in asked]
         written = teacher.reply(heard, max_tokens=self.config.evaluation.max_tokens)
-        for index, reply in zip(asked, written, strict=True):
-            found[index] = reply
+        for index, answer in zip(asked, written, strict=True):
+            found[index] = answer.text
         return found
 
     def _teacher_key(self, tests: Mapping[str, Sequence[Recording]]) -> str | None:

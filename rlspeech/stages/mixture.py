@@ -81,8 +81,8 @@ class Mixture:
         longest, engines = self.config.sampling.max_tokens, self.engines
         unasked = list({sample.id: sample for sample in samples if sample.id not in self._texts}.values())
         if unasked:
-            texts = engines.teacher.reply(unasked, max_tokens=ROOM * longest)
-            self._texts |= {sample.id: text for sample, text in zip(unasked, texts, strict=True)}
+            answers = engines.teacher.reply(unasked, max_tokens=ROOM * longest)
+            self._texts |= {sample.id: answer.text for sample, answer in zip(unasked, answers, strict=True)}
         texts = [self._texts[sample.id] for sample in samples]
         return teacher_rollouts(engines.student, samples, prompts, texts, max_tokens=longest, version=step)
 

@@ -14,19 +14,19 @@ from typing import Any
 from rlspeech.catalog import is_url, resolve
 from rlspeech.config_dpo import PairsConfig
 from rlspeech.data.pairs import Pair, write
-from rlspeech.engines.build import build_reader, build_sampler
-from rlspeech.engines.loading import student_place
+from rlspeech.engines.build import build_writers
 from rlspeech.engines.reward_host import RewardHost
 from rlspeech.errors import RunFailed, UserError
-from rlspeech.protocols import RolloutEngine, Sampling, Student, Teacher
+from rlspeech.protocols import RolloutEngine, Sampling, Teacher
 from rlspeech.run_dir import RunDir
 from rlspeech.stages.chain import starting_point
 from rlspeech.stages.examining import Examiner
 from rlspeech.stages.hearing import Heard, Recording, flat, hear, listen, read_samples, recordings_of
 from rlspeech.stages.models import use_threads
+from rlspeech.stages.on_policy import check_lengths
 from rlspeech.stages.pairing import Pairing, report
 from rlspeech.stages.progress import progress
-from rlspeech.types import Rollout, Sample
+from rlspeech.types import Answer, Rollout, Sample
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ def run(config: PairsConfig, *, resume: bool = False) -> None:
     Raises UserError before any model loads where the settings or the data will not do; RunFailed where no two replies
     make a pair.
     """
+    _check_engines(config)
     resolve(config.student, kind="speech")
     if config.teacher and not is_url(config.teacher):
         resolve(config.teacher, kind="text")
@@ -61,6 +62,28 @@ def run(config: PairsConfig, *, resume: bool = False) -> None:
             folder.close()
 
 
+def _check_engines(config: PairsConfig) -> None:
+    """Raises UserError where settings of the engines cannot go together, or cannot act."""
+    engines, cluster, tokens = config.engines, config.cluster, config.replies.max_tokens
+    served = config.teacher is not None and not is_url(config.teacher)
+    if engines.learner != "torch":
+        raise UserError(f"engines.learner = {engines.learner!r}: nobody learns here; leave it out")
+    if engines.teacher != "transformers" and not served:
+        raise UserError(f"engines.teacher = {engines.teacher!r}: there is no teacher to load; leave it out")
+    if "vllm" in (engines.rollouts, engines.teacher) and tokens >= config.vllm.max_model_len:
+        room = f"vllm.max_model_len = {config.vllm.max_model_len}"
+        raise UserError(f"replies.max_tokens = {tokens} leaves no room for a prompt in {room}")
+    if cluster is None:
+        return
+    if engines.rollouts != "vllm":
+        raise UserError(f"[cluster] wants engines.rollouts = 'vllm', got {engines.rollouts!r}")
+    if served and engines.teacher != "vllm":
+        raise UserError(f"[cluster] wants engines.teacher = 'vllm' or a URL as teacher, got {engines.teacher!r}")
+    for name, plain in (("learners", 1), ("colocated", False), ("sync", "merged")):
+        if (value := getattr(cluster, name)) != plain:
+            raise UserError(f"cluster.{name} = {value!r}: nobody learns here; leave it out")
+
+
 def _write_replies(
     config: PairsConfig, folder: RunDir, recordings: Sequence[Recording], rewards: RewardHost | None
 ) -> None:
@@ -71,15 +94,14 @@ def _write_replies(
     if done == len(batches):
         return
     use_threads(config.threads, config.seed)
-    place = student_place(config, starting_point(config))
-    student = place.load()
-    rollouts = build_sampler(config, place, student)
-    teacher = build_reader(config, student) if config.teacher else None
-    heard = hear(student, recordings, reply_tokens=config.replies.max_tokens)
+    start = starting_point(config)
     if rewards is not None:
         rewards.start()
-    writer = _Writer(config, student, rollouts, teacher, rewards)
-    with progress("pairs", len(batches)) as tick:
+    with build_writers(config, start) as engines, progress("pairs", len(batches)) as tick:
+        heard = hear(engines.student, recordings, reply_tokens=config.replies.max_tokens)
+        if config.engines.rollouts == "vllm":
+            check_lengths(heard, config.replies.max_tokens, config.vllm)
+        writer = _Writer(config, engines.rollouts, engines.teacher, rewards)
         for number in range(done, len(batches)):
             started_s = time.monotonic()
             first = number * config.batch
@@ -93,7 +115,6 @@ class _Writer:
     """The student's replies, with what teacher and judges say of them."""
 
     config: PairsConfig
-    student: Student
     rollouts: RolloutEngine
     teacher: Teacher | None
     rewards: RewardHost | None
@@ -119,8 +140,8 @@ class _Writer:
             one = rollout.completion
             told = {"nats_per_byte": likely[index], "judged": judged[index]}
             replies[rollout.sample.id].append({"text": one.text, "ended": one.finish == "stop", **told})
-        for sample, text in self._teachers(samples):
-            replies[sample.id].append({"text": text, "ended": True, "origin": "teacher"})
+        for sample, answer in self._teachers(samples):
+            replies[sample.id].append({"text": answer.text, "ended": answer.ended, "origin": "teacher"})
         return [{"id": sample.id, "replies": replies[sample.id]} for sample in samples]
 
     def _asked(self, sample: Sample) -> bool:
@@ -147,12 +168,12 @@ class _Writer:
             raise UserError(f"rewards: {names} gave none of {len(found)} replies a score; --resume goes on behind them")
         return found
 
-    def _teachers(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, str]]:
+    def _teachers(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Answer]]:
         """Its own replies: they are preferred where the student has none without a fault."""
         asked = [sample for sample in samples if self._asked(sample)]
         if self.teacher is not None and asked:
-            texts = self.teacher.reply(asked, max_tokens=self.config.replies.max_tokens)
-            yield from zip(asked, texts, strict=True)
+            answers = self.teacher.reply(asked, max_tokens=self.config.replies.max_tokens)
+            yield from zip(asked, answers, strict=True)
 
 
 def _choose(config: PairsConfig, folder: RunDir, recordings: Sequence[Recording], examiner: Examiner) -> None:
