@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import textwrap
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, NoneType, UnionType
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TextIO, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -41,11 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status.
 
     0; 1 where a run could not go on or a check did not pass; 2 for a mistake of the user; 130 and 143 where interrupted
-    and terminated.
+    and terminated; 141 where nobody reads what is printed.
     """
     try:
         _end_on_sigterm()
         _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
     except UserError as error:
         print(f"rlspeech: error: {error}", file=sys.stderr)
         return 2
@@ -59,10 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = "terminated" if TERMINATED.is_set() else "interrupted"
         print(f"rlspeech: {what}; a stage that learns goes on with --resume", file=sys.stderr)
         return 143 if TERMINATED.is_set() else 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        sys.stderr.close()
+    except BrokenPipeError:
+        if not _has_lost_its_reader(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left as it ends
         return 141
     return 0
+
+
+def _has_lost_its_reader(stream: TextIO) -> bool:
+    """The reader of a pipe, such as `head`, has gone."""
+    try:
+        pipe = select.poll()
+        pipe.register(stream.fileno(), 0)  # errors are told unasked
+    except (OSError, ValueError):  # closed, or no file
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
 
 
 def _end_on_sigterm() -> None:

@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 import types
@@ -149,6 +150,28 @@ def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rlspeech.stages.report", module)
     assert main(["report", "--run-dir", "x", "--quiet"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_reader_that_has_gone_is_status_141_without_a_word():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "rlspeech", "--help"], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_broken_pipe_that_is_not_of_the_output_is_not_taken_for_it(monkeypatch, capfd):
+    module = types.ModuleType("rlspeech.stages.report")
+
+    def run(config):
+        raise BrokenPipeError("of a worker")
+
+    module.run = run
+    monkeypatch.setitem(sys.modules, "rlspeech.stages.report", module)
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        main(["report", "--run-dir", "x", "--quiet"])
+    print("still open", file=sys.stderr)
+    assert capfd.readouterr().err == "still open\n"
 
 
 def test_python_m_rlspeech_is_the_command():

@@ -33,15 +33,19 @@ def load_reward(name: str, options: Mapping[str, Any] = {}) -> Reward:
 class FunctionReward:
     """A function, or a coroutine, of the replies and of a column for every field and tag of their samples.
 
-    `completions` are texts, `prompts` the instructions, `completion_ids` lists of tokens (TRL 1.16, GRPOTrainer's
-    reward_funcs with the standard format).
+    `completions` are texts, `prompts` the instructions, `completion_ids` lists of tokens, each None where a record does
+    not have them (TRL 1.16, GRPOTrainer's reward_funcs with the standard format).
     """
 
     function: Callable[..., Any]
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:
-        found = self.function(**columns(rollouts))
-        return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
+        return awaited(self.function(**columns(rollouts)))
+
+
+def awaited(found: Any) -> Any:
+    """What a reward gives, or what the coroutine that it gives comes to."""
+    return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
 
 
 async def _awaited(found: Any) -> Any:
@@ -54,7 +58,7 @@ def columns(rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {
         "prompts": [sample.instruction for sample in samples],
         "completions": [rollout.completion.text for rollout in rollouts],
-        "completion_ids": [list(rollout.completion.token_ids) for rollout in rollouts],
+        "completion_ids": [list(rollout.completion.token_ids) or None for rollout in rollouts],
         "finish": [rollout.completion.finish for rollout in rollouts],
         "origin": [rollout.origin for rollout in rollouts],
         "audio": [str(sample.audio.path) if sample.audio else None for sample in samples],

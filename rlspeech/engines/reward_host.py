@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Mapping, Sequence
+import pickle
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from numbers import Real
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
 from rlspeech.config_rewards import RewardConfig
-from rlspeech.engines.reward_functions import load_reward
+from rlspeech.engines.reward_functions import awaited, load_reward
 from rlspeech.errors import RunFailed, UserError
 from rlspeech.types import Rollout
 
 GONE_S = 5.0  # after which a process whose pipe is closed has surely ended
 START_S = 120.0  # longest start of a worker: it imports what the reward imports
+LONGEST = 80  # characters of a value that is told
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,15 @@ class Rewarded:
     total: list[float | None]
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What a reward did wrong."""
+
+    what: str
+    index: int | None = None  # of the rollout whose value it is, where that is known
+    by_rollouts: bool = True  # False: it was wrong before it had any
+
+
 @dataclass
 class Worker:
     """One reward in a process of its own."""
@@ -38,6 +53,7 @@ class Worker:
     settings: RewardConfig
     process: Any = None
     pipe: Connection | None = None
+    sender: Thread | None = None
     began: bool = False  # the process has told that it is ready
 
     def start(self) -> None:
@@ -49,29 +65,27 @@ class Worker:
         theirs.close()
         self.began = False
 
-    def send(self, rollouts: Sequence[Rollout]) -> None:
+    def send(self, pickled: bytes) -> Fault | None:
+        """In a thread: a process that reads nothing holds up no more than that, until its time is over."""
         if self.process is None:
             self.start()
-        assert self.pipe is not None
-        self.pipe.send(list(rollouts))
+        elif self.began and not self.process.is_alive():
+            return self._gone(f"ended its process{self._status()} between two steps", by_rollouts=False)
+        self.sender = Thread(target=_send, args=(self.pipe, pickled), daemon=True)
+        self.sender.start()
+        return None
 
-    def receive(self, count: int) -> list[float | None] | str:
+    def ready(self, until_s: float) -> Fault | None:
+        """What is wrong before the reward has any rollouts."""
+        if self.began:
+            return None
+        fault = self._read(until_s, f"was not ready within {START_S:g} s", by_rollouts=False)
+        self.began = fault is None
+        return fault
+
+    def receive(self, until_s: float) -> list[float | None] | Fault:
         """The values, or what is wrong with them."""
-        assert self.pipe is not None
-        try:
-            if not self.began:
-                if not self.pipe.poll(START_S):
-                    return self._gone(f"was not ready within {START_S:g} s")
-                self.pipe.recv()
-                self.began = True
-            if not self.pipe.poll(self.settings.timeout_s):
-                return self._gone(f"took more than timeout_s = {self.settings.timeout_s:g} s")
-            found = self.pipe.recv()
-        except (EOFError, OSError):
-            self.process.join(GONE_S)
-            code = self.process.exitcode
-            return self._gone(f"ended its process (status {code})" if code is not None else "ended its process")
-        return found if isinstance(found, str) else _checked(found, count)
+        return self._read(until_s, f"took more than timeout_s = {self.settings.timeout_s:g} s")
 
     def stop(self) -> None:
         if self.process is not None:
@@ -79,12 +93,33 @@ class Worker:
             self.process.join()
             self.process.close()
             self.process = None
+        if self.sender is not None:
+            self.sender.join(GONE_S)
         if self.pipe is not None:
             self.pipe.close()
 
-    def _gone(self, why: str) -> str:
+    def _read(self, until_s: float, late: str, *, by_rollouts: bool = True) -> Any:
+        """What the process says; a fault where it says nothing."""
+        assert self.pipe is not None
+        try:
+            if self.pipe.poll(max(0.0, until_s - time.monotonic())):
+                return self.pipe.recv()
+        except (EOFError, OSError):
+            late = f"ended its process{self._status()}{'' if by_rollouts else ' while it was loaded'}"
+        return self._gone(late, by_rollouts=by_rollouts)
+
+    def _status(self) -> str:
+        self.process.join(GONE_S)
+        return "" if self.process.exitcode is None else f" (status {self.process.exitcode})"
+
+    def _gone(self, why: str, *, by_rollouts: bool) -> Fault:
         self.stop()
-        return why
+        return Fault(why, by_rollouts=by_rollouts)
+
+
+def _send(pipe: Connection, pickled: bytes) -> None:
+    with suppress(OSError, TypeError):  # the process has gone, or the pipe is closed: the reader tells
+        pipe.send_bytes(pickled)
 
 
 @dataclass
@@ -123,16 +158,26 @@ class RewardHost:
         rollout.
         """
         bare = [replace(one, prompt=replace(one.prompt, features=None)) for one in rollouts]
-        for worker in self.workers:
-            worker.send(bare)
         parts = {}
-        for worker in self.workers:
-            found = worker.receive(len(bare))
-            if isinstance(found, str):
+        for worker, found in zip(self.workers, _ask(self.workers, bare), strict=True):
+            if isinstance(found, Fault):
                 raise RunFailed(f"reward {worker.name!r} ({worker.settings.reward}): {_where(worker, bare, found)}")
             parts[worker.name] = found
         weights = {worker.name: worker.settings.weight for worker in self.workers}
         return Rewarded(parts, [_sum(weights, parts, index) for index in range(len(bare))])
+
+
+def _ask(workers: Sequence[Worker], rollouts: Sequence[Rollout]) -> list[list[float | None] | Fault]:
+    """Of each worker. All work at once, and no time-out begins after another's."""
+    pickled = pickle.dumps(list(rollouts), pickle.HIGHEST_PROTOCOL)
+    sent = [worker.send(pickled) for worker in workers]
+    until_s = time.monotonic() + START_S
+    faults = [fault or worker.ready(until_s) for worker, fault in zip(workers, sent, strict=True)]
+    asked_s = time.monotonic()
+    return [
+        fault or worker.receive(asked_s + worker.settings.timeout_s)
+        for worker, fault in zip(workers, faults, strict=True)
+    ]
 
 
 def _sum(weights: Mapping[str, float], parts: Mapping[str, Sequence[float | None]], index: int) -> float | None:
@@ -141,56 +186,71 @@ def _sum(weights: Mapping[str, float], parts: Mapping[str, Sequence[float | None
     return sum(weight * value for weight, value in known) if known else None
 
 
-def _where(worker: Worker, rollouts: Sequence[Rollout], fault: str) -> str:
-    """The fault with the sample that causes it, found by halving; of several, the first."""
-    while len(rollouts) > 1:
+def _where(worker: Worker, rollouts: Sequence[Rollout], fault: Fault) -> str:
+    """The fault with the sample that causes it, where need be found by halving; of several, the first."""
+    while fault.by_rollouts and fault.index is None and len(rollouts) > 1:
         middle = len(rollouts) // 2
         for half in (rollouts[:middle], rollouts[middle:]):
-            worker.send(half)
-            found = worker.receive(len(half))
-            if isinstance(found, str):
+            (found,) = _ask([worker], half)
+            if isinstance(found, Fault):
                 rollouts, fault = half, found
                 break
         else:
-            return f"{fault}, for {len(rollouts)} replies together (the first: {rollouts[0].sample.id})"
-    return f"{fault}, for a reply to {rollouts[0].sample.id}"
-
-
-def _checked(found: Any, count: int) -> list[float | None] | str:
-    if not isinstance(found, list | tuple):
-        return f"gave {type(found).__name__}, not a list of numbers"
-    if len(found) != count:
-        return f"gave {len(found)} values for {count} replies"
-    for value in found:
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return f"gave {value!r}, which is no number"
-        if not math.isfinite(value):
-            return f"gave {value}"
-    return [None if value is None else float(value) for value in found]
+            return f"{fault.what}, for {len(rollouts)} replies together (the first: {rollouts[0].sample.id})"
+    return f"{fault.what}, for a reply to {rollouts[fault.index or 0].sample.id}" if fault.by_rollouts else fault.what
 
 
 def serve(pipe: Connection, name: str, options: Mapping[str, Any]) -> None:
-    """What a worker's process runs: rollouts in, values or a line about a failure out."""
+    """What a worker's process runs: None once it is ready, then rollouts in and values out; faults in their stead."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stage ends its workers itself
-    reward = load_reward(name, options)
-    pipe.send("ready")
-    while True:
+    with suppress(EOFError, OSError):  # the run has ended
         try:
-            rollouts = pipe.recv()
-        except EOFError:
+            reward = load_reward(name, options)
+        except Exception as error:  # whatever a user's file may raise
+            pipe.send(Fault(f"{_raised(error)} while it was loaded", by_rollouts=False))
             return
-        try:
-            found = reward(rollouts)
-            pipe.send(found if isinstance(found, list) else _plain(found))
-        except Exception as error:  # whatever a user's reward may raise
-            first = str(error).partition("\n")[0]
-            pipe.send(f"raised {type(error).__name__}: {first}" if first else f"raised {type(error).__name__}")
+        pipe.send(None)
+        while True:
+            pipe.send(_values(reward, pipe.recv()))
 
 
-def _plain(found: Any) -> Any:
-    """A list of an array or tensor; a string would be read as a failure."""
-    return found.tolist() if hasattr(found, "tolist") else (found,) if isinstance(found, str) else found
+def _values(reward: Callable[..., Any], rollouts: Sequence[Rollout]) -> list[float | None] | Fault:
+    try:
+        return _checked(awaited(reward(rollouts)), len(rollouts))
+    except Exception as error:  # whatever a user's reward may raise
+        return Fault(_raised(error))
+
+
+def _raised(error: Exception) -> str:
+    first = str(error).partition("\n")[0]
+    return f"raised {type(error).__name__}: {first}" if first else f"raised {type(error).__name__}"
+
+
+def _checked(found: Any, count: int) -> list[float | None] | Fault:
+    """Finite numbers and None, of a list, an array or a tensor."""
+    if hasattr(found, "tolist"):
+        found = found.tolist()
+    if not isinstance(found, list | tuple):
+        return Fault(f"gave {type(found).__name__}, not a list of numbers")
+    if len(found) != count:
+        return Fault(f"gave {len(found)} values for {count} replies")
+    values = [None if value is None else _number(value) for value in found]
+    for index, (value, given) in enumerate(zip(values, found, strict=True)):
+        if value is None and given is not None:
+            return Fault(f"gave {' '.join(repr(given).split())[:LONGEST]}, which is no number", index)
+        if value is not None and not math.isfinite(value):
+            return Fault(f"gave {value}", index)
+    return values
+
+
+def _number(value: Any) -> float | None:
+    """None where it is none. NumPy's numbers and tensors of one element are numbers, True and False are not."""
+    try:
+        value = value.item() if hasattr(value, "item") else value
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+    except OverflowError:
+        return math.inf
+    except (RuntimeError, ValueError):  # an array or tensor of several elements
+        return None
