@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from rlspeech.config_objective import GuardConfig
-from rlspeech.stages.guard import WATCHED, Guard
+from rlspeech.stages.guard import CHOSEN, PAIRS, UNJUDGED, WATCHED, FallingChosen, Guard, NoPairs, Unjudged, both
 
 
 def watched(guard: Guard, shares: list[float | None], first: int = 1) -> list[str | None]:
@@ -50,3 +50,26 @@ def test_steps_that_come_again_are_not_counted_twice() -> None:
     guard = Guard(GuardConfig(patience=3, repetition_stop=0.5))
     assert watched(guard, [0.6, 0.6]) == [None, None]
     assert watched(guard, [0.6, 0.6], first=2) == [None, None]
+
+
+def test_preferred_replies_that_stay_less_likely_are_warned_of_once(caplog) -> None:
+    watch = FallingChosen(GuardConfig(patience=2))
+    rewards = [-0.1, 0.0, -0.1, -0.2, -0.3, 0.1, -0.4, -0.5]
+    assert [watch(step, {CHOSEN: value}) for step, value in enumerate(rewards, 1)] == [None] * 8
+    assert [line[:7] for line in warnings(caplog)] == ["step 4:", "step 8:"]  # again after they had risen
+    assert "train/rewards_chosen = -0.2" in warnings(caplog)[0]
+
+
+def test_a_run_whose_replies_nobody_judges_is_stopped() -> None:
+    watch = both(Guard(GuardConfig(patience=2)), Unjudged(GuardConfig(patience=2), ("judge",)))
+    told = [watch(step, {UNJUDGED: share}) for step, share in enumerate([1.0, 0.9, 1.0, 1.0], 1)]
+    assert told[:3] == [None] * 3
+    assert told[3] == "step 4: rewards: judge gave no reply a value for 2 steps"
+
+
+def test_online_steps_without_a_pair_are_warned_of(caplog) -> None:
+    watch = NoPairs(GuardConfig(patience=2))
+    for step, count in enumerate([0, 3, 0, 0, 0], 1):
+        assert watch(step, {PAIRS: count}) is None
+    (line,) = warnings(caplog)
+    assert line.startswith("step 4: no pair for 2 steps, so nothing was learned")

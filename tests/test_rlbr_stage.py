@@ -82,6 +82,47 @@ def test_the_best_and_the_worst_of_more_replies_are_kept(calls, small_student, t
     assert len(lines(run / "rollouts.jsonl")) == 2 * (3 + 1)
 
 
+FLAT = """
+def alike(completions, id, origin, **columns):
+    # the first sample that is judged has a group without spread
+    return [0.0 if one == id[0] else float(len(text)) for one, text in zip(id, completions)]
+"""
+
+
+def test_groups_without_spread_are_replaced_by_other_samples(calls, small_student, tmp_path) -> None:
+    """One group of the first two is flat; the one in its place is the first of a round of its own, and flat as well."""
+    (tmp_path / "mine.py").write_text(FLAT)
+    reward = f"--rewards={{mine = {{reward = '{tmp_path}/mine.py:alike'}}}}"
+    told, drawn = {}, {}
+    for rounds in (0, 1, 2):
+        run = tmp_path / f"run{rounds}"
+        more = [reward, "--groups.reference=off", f"--groups.refill-rounds={rounds}", "--optim.steps=1"]
+        assert main(arguments(calls, small_student, run, *more)) == 0
+        told[rounds] = lines(run / "metrics.jsonl")[1]
+        drawn[rounds] = list(dict.fromkeys(row["id"] for row in lines(run / "rollouts.jsonl")))
+    assert "groups/refilled" not in told[0]
+    assert [told[rounds]["groups/refilled"] for rounds in (1, 2)] == [1, 2]
+    assert [told[rounds]["groups/no_spread_share"] for rounds in (0, 1, 2)] == [0.5] * 3  # that is kept which is last
+    assert drawn[0][1] == drawn[1][0] == drawn[2][0]  # the one with spread stays
+    assert told[2]["data/audio_s"] > told[1]["data/audio_s"] > told[0]["data/audio_s"]  # all that was heard is told of
+
+
+def test_a_run_that_no_reward_judges_is_stopped(calls, small_student, tmp_path, capsys) -> None:
+    (tmp_path / "mute.py").write_text("def mute(completions, **columns):\n    return [None] * len(completions)\n")
+    reward = f"--rewards={{mute = {{reward = '{tmp_path}/mute.py:mute'}}}}"
+    more = [reward, "--optim.steps=9", "--guard.patience=2"]
+    assert main(arguments(calls, small_student, tmp_path / "run", *more)) == 1
+    assert "step 2: rewards: mute gave no reply a value for 2 steps; nothing is lost" in capsys.readouterr().err
+
+
+def test_lists_without_a_rare_word_to_put_in_are_one_line(calls, small_student, tmp_path, capsys) -> None:
+    rows = [row | {"rare_words": [], "audio": str(calls / row["audio"])} for row in lines(calls / "train.jsonl")]
+    (tmp_path / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(arguments(calls, small_student, tmp_path / "run", f"--data.train={tmp_path}/bare.jsonl")) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "no rare_words, nor has any other row; add the column, or name a file" in told
+
+
 def test_a_run_that_was_cut_off_ends_as_an_uncut_one(calls, small_student, tmp_path, monkeypatch) -> None:
     """The cut: an interrupt in step 3 of 3, with two updates a step; the lists of its step are the same again."""
     from rlspeech.engines.learner_torch import TorchLearner
@@ -116,11 +157,14 @@ def test_a_run_that_was_cut_off_ends_as_an_uncut_one(calls, small_student, tmp_p
         ("--rewards={}", "rewards is empty: name one, such as [rewards.biasing]"),
         ("--lists.options={seed = 1}", "lists.options.seed: comes from seed; leave it out of the options"),
         ("--engines.teacher=vllm", "this stage has no teacher"),
+        ("--groups.reference=off --groups.reference-counts=false", "groups.reference_counts = false: cannot act"),
         ('--lists={synth = "exchanges"}', "draws no lists (a method draw), as bias_words does"),
     ],
 )
 def test_bad_settings_are_one_line(given: str, line: str, calls, small_student, tmp_path, capsys) -> None:
-    assert main(arguments(calls, small_student, tmp_path / "run", given)) == 2
+    given = given.split(" --")
+    more = [given[0], *(f"--{one}" for one in given[1:])]
+    assert main(arguments(calls, small_student, tmp_path / "run", *more)) == 2
     told = capsys.readouterr().err.strip()
     assert line in told
     assert "\n" not in told

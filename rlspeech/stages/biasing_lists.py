@@ -43,6 +43,7 @@ class Lists:
         synth = load_class("data_synth", settings.synth, "Synth", {**settings.options, "seed": seed})
         if not hasattr(synth, "draw"):
             raise UserError(f"lists.synth = {settings.synth!r}: draws no lists (a method draw), as bias_words does")
+        _check_rare(synth, data)
         pool = _words_of(settings.pool, synth) if settings.pool else ()
         return cls(data, synth, settings.sizes, pool, batch, seed)
 
@@ -99,6 +100,16 @@ class Lists:
         return _unique([*list(found)[: self.synth.buffer], *self.pool])
 
 
+def _check_rare(synth: Any, data: Data) -> None:
+    """Raises UserError where no sample has a rare word: every list would be a miss, and no word a biasing word."""
+    heard = data.train or [one for test in data.tests.values() for one in test]
+    if heard and not any(synth.rare_words(sample) for one in heard for sample in one.samples):
+        raise UserError(
+            f"{heard[0].samples[0].id}: no rare_words, nor has any other row; add the column, or name a file of the "
+            "most frequent words as lists.options.common"
+        )
+
+
 def _drawn(recording: Recording, draw: Any) -> Recording:
     return replace(recording, samples=tuple(draw(sample) for sample in recording.samples))
 
@@ -116,7 +127,7 @@ def _words_of(path: Path, synth: Any) -> tuple[str, ...]:
     """Of a text file, a word or phrase a line; of a manifest, the rare words of its samples."""
     if path.suffix == ".txt":
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"lists.pool: {path}: {error}") from error
         return _unique(line.strip() for line in lines if line.strip())

@@ -22,13 +22,14 @@ from rlspeech.run_dir import RunDir
 from rlspeech.stages.biasing_lists import Lists
 from rlspeech.stages.chain import starting_point
 from rlspeech.stages.groups import Group, Judged, best_and_worst, group_metrics, join
-from rlspeech.stages.hearing import audio_metrics, flat, hear, read_data
+from rlspeech.stages.guard import Guard, Unjudged, both
+from rlspeech.stages.hearing import Heard, audio_metrics, flat, hear, read_data
 from rlspeech.stages.held_out_words import HeldOutWords
 from rlspeech.stages.models import lora_settings, use_threads
 from rlspeech.stages.on_policy import OnPolicy, check_lengths
 from rlspeech.stages.plan import check_can_run
 from rlspeech.stages.rollout_records import record_judged, rollout_metrics
-from rlspeech.stages.training import Prepared, finish, open_run
+from rlspeech.stages.training import Prepared, Watch, finish, open_run
 from rlspeech.types import Prompt, Rollout, Sample
 
 
@@ -52,6 +53,8 @@ def _loss(config: RlbrConfig) -> Any:
     members = config.sampling.n + (config.groups.reference == "extra")
     if members < 2:
         raise UserError(f"sampling.n = {config.sampling.n}: a reply alone has nothing to be compared with")
+    if config.groups.reference == "off" and not config.groups.reference_counts:
+        raise UserError("groups.reference_counts = false: cannot act with groups.reference = 'off'; leave it out")
     return loss
 
 
@@ -70,6 +73,29 @@ def _learn(config: RlbrConfig, folder: RunDir, loss: Any, rewards: RewardHost, l
         with Reinforcement(config, folder, engines, held_out, loss, rewards, lists) as job:
             metrics = job.learn(loss, name="rlbr")
         finish(folder, config, engines.learner, metrics, stage="rlbr", start=start)
+
+
+@dataclass(frozen=True)
+class Round:
+    """Groups that were drawn together, of all replies that were sampled for them."""
+
+    groups: list[Group]
+    rollouts: Sequence[Rollout]
+    heard: Sequence[Heard]
+    sample_s: float
+    reward_s: float
+
+
+def _told(rounds: Sequence[Round], step: int) -> dict[str, float]:
+    """Of all rounds of a step."""
+    rollouts = [rollout for one in rounds for rollout in one.rollouts]
+    heard = [recording for one in rounds for recording in one.heard]
+    metrics = rollout_metrics(rollouts, step=step, sample_s=sum(one.sample_s for one in rounds))
+    return {**metrics, **audio_metrics(heard), "time/reward_s": sum(one.reward_s for one in rounds)}
+
+
+def _by_spread(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+    return [one for one in groups if one.has_spread], [one for one in groups if not one.has_spread]
 
 
 @dataclass
@@ -122,41 +148,46 @@ class Reinforcement(OnPolicy):
         batches = with_advantages(batches, advantages, idle=self.loss.idle(lengths, config.sampling.max_tokens))
         return Prepared(batches, metrics, look, updates=int(self.loss.can_learn(values)))
 
+    def watch(self) -> Watch:
+        return both(Guard(self.config.guard), Unjudged(self.config.guard, tuple(self.config.rewards)))
+
     def _counted(self, group: Group) -> list[bool]:
         """Who counts in the group's mean and standard deviation."""
         counts = self.config.groups.reference_counts
         return [counts or one.rollout.origin != "reference" for one in group.members]
 
     def _groups(self, step: int) -> tuple[list[Group], dict[str, float]]:
-        """One for each sample of the step; those without spread are refilled as the recipe says."""
-        config, groups, metrics = self.config, [], {}
-        want = config.optim.batch
-        for turn in range(1 + config.groups.refill_rounds):
-            found, told = self._round(step, turn, want - len(groups) if turn else want)
-            metrics = metrics or told
-            if not config.groups.refill_rounds:
-                return found, metrics
-            flat_ones = [group for group in found if not group.has_spread]
-            groups += [group for group in found if group.has_spread]
-            metrics["groups/refilled"] = metrics.get("groups/refilled", 0.0) + len(flat_ones)
-            if len(groups) >= want:
-                return groups, metrics
-        return [*groups, *flat_ones][:want], metrics
+        """One for each sample of the step; those without spread are replaced as often as the recipe says."""
+        want = self.config.optim.batch
+        rounds = [self._round(step, 0, want)]
+        groups, metrics = rounds[0].groups, {}
+        if self.config.groups.refill_rounds:
+            groups, flat_ones = _by_spread(rounds[0].groups)
+            for turn in range(1, 1 + self.config.groups.refill_rounds):
+                if not flat_ones:
+                    break
+                rounds.append(self._round(step, turn, want - len(groups)))
+                found, flat_ones = _by_spread(rounds[-1].groups)
+                groups = [*groups, *found]
+            groups = [*groups, *flat_ones]
+            drawn = sum(len(one.groups) for one in rounds)
+            metrics["groups/refilled"] = float(drawn - len(groups))
+        return groups, metrics | _told(rounds, step)
 
-    def _round(self, step: int, turn: int, count: int) -> tuple[list[Group], dict[str, float]]:
+    def _round(self, step: int, turn: int, count: int) -> Round:
+        """`turn`: of the draws of a step, each of other samples and other random numbers."""
         config = self.config
         draw = {"size": len(self.lists.train), "batch": config.optim.batch, "seed": config.seed + turn * 7_919}
         chosen = batch_of_step(step, **draw)[:count]
         rows = self.lists.heard(self.engines.student, chosen, step=step, turn=turn)
         samples, prompts = flat(rows)
         started_s = time.monotonic()
-        times = config.groups.oversample
-        rollouts = self.engines.rollouts.generate(samples, prompts, self.sampling(step, times=times))
+        sampling = self.sampling(step, times=config.groups.oversample)
+        sampling = replace(sampling, seed=sampling.seed + turn * 15_485_863)
+        rollouts = self.engines.rollouts.generate(samples, prompts, sampling)
         sampled_s = time.monotonic()
         groups = self._judged(samples, prompts, rollouts)
-        metrics = rollout_metrics(rollouts, step=step, sample_s=sampled_s - started_s)
-        metrics |= {**audio_metrics(rows), "time/reward_s": time.monotonic() - sampled_s}
-        return groups, metrics
+        return Round(groups, rollouts, rows, sampled_s - started_s, time.monotonic() - sampled_s)
 
     def _judged(self, samples: Sequence[Sample], prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Group]:
         settings, sampling = self.config.groups, self.config.sampling
