@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,8 @@ import httpx
 
 from rlspeech.maths.evidence import evidence
 from rlspeech.types import Rollout
+
+log = logging.getLogger(__name__)
 
 SYSTEM = (
     "You grade replies of a speech assistant. The user message is a JSON object with the fields instruction, "
@@ -52,28 +56,42 @@ class Reward:
         return asyncio.run(self._all(rollouts))
 
     async def _all(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        """What went wrong is told once, with its number."""
+        found = await self._ask(rollouts)
+        if why := Counter(one for one in found if isinstance(one, str)):
+            told = ", ".join(f"{count} {reason}" for reason, count in why.most_common())
+            log.warning("judge %s: %d of %d replies without a score: %s", self.url, why.total(), len(found), told)
+        return [None if isinstance(one, str) else one for one in found]
+
+    async def _ask(self, rollouts: Sequence[Rollout]) -> list[float | str]:
         key = os.environ.get(self.key_env)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limit = asyncio.Semaphore(self.requests)
         async with httpx.AsyncClient(headers=headers, timeout=self.timeout_s) as client:
             return list(await asyncio.gather(*(self._one(client, limit, rollout) for rollout in rollouts)))
 
-    async def _one(self, client: httpx.AsyncClient, limit: asyncio.Semaphore, rollout: Rollout) -> float | None:
+    async def _one(self, client: httpx.AsyncClient, limit: asyncio.Semaphore, rollout: Rollout) -> float | str:
+        """The score in 0..1, or why there is none."""
+        why = ""
         async with limit:
             for tried in range(self.retries + 1):
                 if tried:
                     await asyncio.sleep(min(8.0, 0.25 * 2**tried))
                 try:
                     answer = await client.post(f"{self._root}/chat/completions", json=self._body(rollout))
-                except httpx.TransportError:
+                except httpx.TransportError as error:
+                    why = f"not reached ({type(error).__name__})"
                     continue
                 if answer.status_code == STATUS_OK:
                     score = _score(answer.text)
                     if score is not None:
                         return score / MOST
-                elif answer.status_code not in AGAIN:
-                    return None
-        return None
+                    why = "not in the schema"
+                else:
+                    why = f"status {answer.status_code}"
+                    if answer.status_code not in AGAIN:
+                        break
+        return why
 
     @property
     def _root(self) -> str:

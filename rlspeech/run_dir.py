@@ -59,10 +59,11 @@ class RunDir:
     _lock: int
 
     @classmethod
-    def open(cls, path: Path, config: BaseModel, *, resume: bool) -> "RunDir":
+    def open(cls, path: Path, config: BaseModel, *, resume: bool, may_change: Sequence[str] = ()) -> "RunDir":
         """Creates the folder, or takes it up again where `resume` and the settings are the same.
 
-        With `resume` a folder that no run has used is started. Raises UserError where the folder is used and not to be
+        `may_change`: sections that may be others now, beside those that always may. With `resume` a folder that no run
+        has used is started. Raises UserError where the folder is used and not to be
         resumed, is of other settings, or is in use by another process.
         """
         if path.exists() and not path.is_dir():
@@ -74,13 +75,13 @@ class RunDir:
             raise UserError(f"{path}: {error.strerror}; choose another --run-dir") from error
         run = cls(path, lock)
         try:
-            run._begin(config, resume=resume)
+            run._begin(config, resume=resume, may_change=may_change)
         except BaseException:
             run.close()
             raise
         return run
 
-    def _begin(self, config: BaseModel, *, resume: bool) -> None:
+    def _begin(self, config: BaseModel, *, resume: bool, may_change: Sequence[str]) -> None:
         used = any(not file.name.startswith(".") for file in self.path.iterdir())
         if used and not resume:
             raise UserError(f"{self.path}: in use by an earlier run; go on with --resume or choose another --run-dir")
@@ -92,7 +93,7 @@ class RunDir:
             raise UserError(
                 f"{self.path}: holds files but no config.toml, so no run to resume; choose another --run-dir"
             )
-        _refuse_other_settings(self.path / "config.toml", config)
+        _refuse_other_settings(self.path / "config.toml", config, (*MAY_CHANGE_ON_RESUME, *may_change))
         if not self.finished:
             self.write_text("config.toml", dump_toml(config))
         self.append("resumed.jsonl", environment(sys.argv))
@@ -250,11 +251,11 @@ def _take_lock(path: Path) -> int:
     return handle
 
 
-def _refuse_other_settings(recorded: Path, config: BaseModel) -> None:
+def _refuse_other_settings(recorded: Path, config: BaseModel, may_change: Sequence[str]) -> None:
     before = _flat(load(type(config), recorded, {}).model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
     for key in [*now, *(key for key in before if key not in now)]:
-        free = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE_ON_RESUME)
+        free = any(key == name or key.startswith(f"{name}.") for name in may_change)
         if not free and before.get(key) != now.get(key):
             raise UserError(
                 f"{recorded.parent}: {key} was {before.get(key)!r}, now {now.get(key)!r}; "

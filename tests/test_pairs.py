@@ -59,6 +59,8 @@ def test_of_clean_replies_the_teachers_likeliest_is_preferred_but_the_students_o
     assert found[0].chosen is known
     cut = replace(GOOD, ended=False)
     assert choose([cut, WRONG], Rules(), never) == ([], "no_clean")
+    (one,), _ = choose([cut, GOOD, WRONG], Rules(), never)  # the same text twice, once cut off behind it
+    assert one.chosen is GOOD
 
 
 def test_a_reply_may_be_rejected_for_being_unlikely_or_judged_worse() -> None:
@@ -70,6 +72,13 @@ def test_a_reply_may_be_rejected_for_being_unlikely_or_judged_worse() -> None:
     (one,), _ = choose([good, unlikely], Rules(judged=0.5), never)
     assert (one.reason, one.margin) == (("judged",), pytest.approx(0.7))
     assert choose([good, unlikely], Rules(unlikely_nats=1.2, judged=0.8), never) == ([], "clean")
+
+
+def test_no_reply_is_rejected_that_the_judge_finds_better() -> None:
+    wrong = replace(WRONG, judged=1.0)
+    assert choose([replace(GOOD, judged=0.1), wrong], Rules(judged=0.5), never) == ([], "margin")
+    assert len(choose([replace(GOOD, judged=0.6), wrong], Rules(judged=0.5), never)[0]) == 1
+    assert len(choose([replace(GOOD, judged=0.1), wrong], Rules(), never)[0]) == 1  # nobody asked for the judge's word
 
 
 def test_a_pair_does_not_teach_length() -> None:

@@ -26,7 +26,7 @@ def pairs_arguments(spoken: Path, student: Path, teacher: Path | None, run: Path
     few = [
         "--batch=2",
         "--detectors.names=names,word_loop",
-        "--choosing.unlikely-nats=1e-4",
+        *(["--choosing.unlikely-nats=1e-4"] if teacher else []),
         "--choosing.length-ratio=9",
         "--choosing.reference=false",
     ]
@@ -231,6 +231,11 @@ def test_online_pairs_are_of_fresh_replies(spoken, small_student, tmp_path: Path
         ("--importance.level=off", "importance: cannot act, replies of pairs have no log-probs of a sampler"),
         ("--online --sampling.n=1", "sampling.n = 1: a reply alone makes no pair"),
         ("--detectors.thresholds.loops=0.5", "detectors: 'loops' is none"),
+        ("--online-every=2", "online_every = 2: cannot act without --online"),
+        ("--guard.repetition-stop=0.5", "guard.repetition_stop: cannot act"),
+        ("--online --pairs=nowhere.jsonl", "pairs = 'nowhere.jsonl': cannot act with online = true"),
+        ("--online --reference=kept.safetensors", "reference = 'kept.safetensors': cannot act with online = true"),
+        ("--online --choosing.judged=0.5", "choosing.judged = 0.5: cannot act with online = true"),
     ],
 )
 def test_a_mistake_of_dpo_is_one_line(given: str, line: str, spoken, small_student, tmp_path: Path, capsys) -> None:
@@ -252,9 +257,40 @@ def test_a_detector_that_needs_a_transcript_says_so(spoken, small_student, tmp_p
     assert "no transcript, which names needs; add it, or --detectors.names word_loop" in told
 
 
+def test_missing_pairs_are_made_of_the_same_data_and_seed(spoken, small_student, tmp_path: Path, capsys) -> None:
+    """The recipe of the pairs gets this run's data; pairs of another seed that are there are not taken in silence."""
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'stage = "pairs"\nstudent = "tiny"\nrun_dir = "unused"\n[data]\ntrain = "elsewhere.jsonl"\nkinds = ["who"]\n'
+        '[replies]\nmax_tokens = 8\n[detectors]\nnames = ["names"]\n'
+        "[choosing]\nreference = true\nlength_ratio = 9.0\n"
+    )
+    more = [f"--make={recipe}", "--optim.steps=1", "--seed=5"]
+    assert main(dpo_arguments(spoken, small_student, tmp_path / "dpo", *more)) == 0
+    pairs = read(tmp_path / "pairs" / "pairs.jsonl")
+    assert {one.sample.tags["kind"] for one in pairs} == {"who"}
+    assert {one.sample.audio.path.parent.parent for one in pairs} == {spoken}
+    assert main(dpo_arguments(spoken, small_student, tmp_path / "again", *more[:2], "--seed=6")) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert f"made with seed = 5, this run wants 6; name {tmp_path}/pairs/pairs.jsonl as --pairs" in told
+
+
+def test_replies_without_a_pair_can_be_chosen_from_otherwise(spoken, small_student, tmp_path: Path, capsys) -> None:
+    """What was told to be raised can be raised: the replies are not written again. Pairs that are there stay."""
+    run = tmp_path / "run"
+    few = pairs_arguments(spoken, small_student, None, run)
+    assert main([*few, "--detectors.names=word_loop"]) == 1
+    written = (run / "replies.jsonl").read_text()
+    assert main([*few, "--detectors.names=names", "--choosing.reference=true", "--resume"]) == 0
+    assert (run / "replies.jsonl").read_text() == written
+    assert len(read(run / "pairs.jsonl")) > 0
+    assert main([*few, "--detectors.names=word_loop", "--resume"]) == 2
+    assert "detectors.names was ['names'], now ['word_loop']" in capsys.readouterr().err
+
+
 def test_without_a_pair_it_says_why_and_keeps_the_replies(spoken, small_student, tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
-    more = ["--choosing.unlikely-nats=none", "--replies.temperatures=1e-6", "--replies.n=2"]
+    more = ["--replies.temperatures=1e-6", "--replies.n=2"]
     assert main(pairs_arguments(spoken, small_student, None, run, *more)) == 1
     told = capsys.readouterr().err
     assert "all replies equal" in told
@@ -284,6 +320,13 @@ def test_a_models_key_is_that_of_its_weights(small_student: Path, tmp_path: Path
     name = next(iter(weights))
     save_file({**weights, name: weights[name] + torch.finfo(torch.float32).eps}, file, metadata={"format": "pt"})
     assert pair_reference.model_key(copy) != pair_reference.model_key(small_student)
+    shutil.copytree(small_student, tmp_path / "adapted")
+    keys = {pair_reference.model_key(small_student)}
+    (tmp_path / "adapted" / "speech-lora").mkdir()
+    for scale in (1.0, 2.0):  # an adapter of the model's own, in a folder of it, as phi4mm hears by
+        save_file({"lora_A": torch.full((2,), scale)}, tmp_path / "adapted" / "speech-lora" / "model.safetensors")
+        keys.add(pair_reference.model_key(tmp_path / "adapted"))
+    assert len(keys) == 3
 
 
 def test_the_summarisation_road_hands_on_students_and_pairs() -> None:

@@ -56,14 +56,14 @@ def choose(candidates: Sequence[Candidate], rules: Rules, shorten: Shorten) -> t
     The preferred reply is the likeliest for the teacher (then the best judged, then the shortest) of those that are
     clean, the student's own before the teacher's, and that before the reference. Rejected is a reply with a fault that
     the preferred one has less of by `margin`; that the teacher finds less likely by `unlikely_nats` a byte; or that is
-    judged worse by `judged`. Worst first, and reasons that no pair has yet before those that one has. What is longer
+    judged worse by `judged`; never one that is judged better by so much. Worst first, and reasons that no pair has yet before those that one has. What is longer
     than `length_ratio` allows is `shorten`ed to so many characters, where its fault is still in there: a loop is one
     long before its end.
 
     Why: alike, there is one text only; clean, nothing is wrong with any; no_clean, something with all; length, margin:
     what a fault was found in does not go with the preferred one.
     """
-    distinct = list({one.text.strip(): one for one in reversed(candidates)}.values())[::-1]
+    distinct = _distinct(candidates)
     if len(distinct) < 2:
         return [], "alike"
     clean = [one for one in distinct if one.is_clean]
@@ -82,6 +82,15 @@ def choose(candidates: Sequence[Candidate], rules: Rules, shorten: Shorten) -> t
     return [], missed.most_common(1)[0][0] if missed else "clean"
 
 
+def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """One of each text, the first that came to its end where one did: of two equal ones the other was cut off."""
+    found: dict[str, Candidate] = {}
+    for one in sorted(candidates, key=lambda one: not one.ended):
+        found.setdefault(one.text.strip(), one)
+    kept = {id(one) for one in found.values()}
+    return [one for one in candidates if id(one) in kept]
+
+
 def _worth(one: Candidate) -> tuple[int, float, float, int]:
     judged = -1e9 if one.judged is None else one.judged
     likely = -1e9 if one.nats_per_byte is None else one.nats_per_byte
@@ -90,7 +99,7 @@ def _worth(one: Candidate) -> tuple[int, float, float, int]:
 
 def _against(chosen: Candidate, other: Candidate, rules: Rules, shorten: Shorten) -> tuple[Choice | None, Why | None]:
     """The pair of the two, or why there is none; neither where nothing is wrong with the other."""
-    if not _reasons(chosen, other, rules):
+    if not _reasons(chosen, other, rules) or _is_judged_better(other, chosen, rules):
         return None, "margin" if other.faults else None
     longest = int(rules.length_ratio * len(chosen.text))
     if len(other.text) > longest:
@@ -104,6 +113,13 @@ def _against(chosen: Candidate, other: Candidate, rules: Rules, shorten: Shorten
     if not reasons:
         return None, "length"
     return Choice(chosen, other, tuple(reasons), max(reasons.values())), None
+
+
+def _is_judged_better(one: Candidate, other: Candidate, rules: Rules) -> bool:
+    """By as much as rejects a reply: then detectors and judge are of two minds, and there is nothing to teach."""
+    if rules.judged is None or one.judged is None or other.judged is None:
+        return False
+    return one.judged - other.judged >= rules.judged
 
 
 def _reasons(chosen: Candidate, other: Candidate, rules: Rules) -> dict[str, float]:

@@ -35,7 +35,7 @@ def starting_point(config: Stage | PairsConfig) -> str:
         log.info("%s: no finished run in %s, so `%s` runs first", config.student, folder, config.after)
         importlib.import_module(f"rlspeech.stages.{verb}").run(before, resume=True)
     else:
-        _refuse_another(folder, before)
+        refuse_another(folder, before)
     return str(folder / "checkpoint")
 
 
@@ -47,7 +47,9 @@ def _settings(config: Stage | PairsConfig, verb: str, recipe: str, folder: Path)
     return before.model_copy(update={"data": before.data.model_copy(update=shared), **own})
 
 
-def _refuse_another(folder: Path, before: Stage) -> None:
+def refuse_another(
+    folder: Path, before: Stage | PairsConfig, *, instead: str = "name its checkpoint as --student"
+) -> None:
     """A finished run of another seed or other data is no start for this one: it would be taken in silence."""
     made = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     wanted = {"seed": before.seed, "student": before.student, "data.train": str(before.data.train)}
@@ -56,5 +58,5 @@ def _refuse_another(folder: Path, before: Stage) -> None:
         if found[key] != value:
             raise UserError(
                 f"{folder}: made with {key} = {found[key]!r}, this run wants {value!r}; "
-                f"name its checkpoint as --student, or choose another --run-dir"
+                f"{instead}, or choose another --run-dir"
             )

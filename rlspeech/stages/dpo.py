@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rlspeech.config_dpo import DpoConfig, PairsConfig
@@ -22,10 +23,10 @@ from rlspeech.plugins import load_class
 from rlspeech.protocols import Learned
 from rlspeech.recipe import find_recipe, load
 from rlspeech.run_dir import RunDir
-from rlspeech.stages.chain import starting_point
+from rlspeech.stages.chain import refuse_another, starting_point
 from rlspeech.stages.examining import Examiner
 from rlspeech.stages.groups import Judged
-from rlspeech.stages.guard import FallingChosen
+from rlspeech.stages.guard import FallingChosen, Guard, NoPairs, both
 from rlspeech.stages.hearing import Data, hear, read_data
 from rlspeech.stages.held_out_replies import HeldOutReplies
 from rlspeech.stages.models import lora_settings, use_threads
@@ -44,8 +45,8 @@ def run(config: DpoConfig, *, resume: bool = False) -> None:
     check_can_run(config)
     loss = _loss(config)
     examiner = Examiner.of(config.detectors)
-    data = read_data(config, ("audio",))
-    examined = [*(data.train if config.online else ()), *(one for test in data.tests.values() for one in test)]
+    data = read_data(config, ("audio",), train=config.online)
+    examined = [*data.train, *(one for test in data.tests.values() for one in test)]
     examiner.check(sample for one in examined for sample in one.samples)
     pairs = [] if config.online else _read_pairs(config)
     with open_run(config, resume=resume) as folder:
@@ -60,23 +61,51 @@ def _loss(config: DpoConfig) -> Any:
         raise UserError(f"loss = {config.loss!r}: knows no pairs (learns_from_pairs), as dpo does")
     if config.importance != type(config).model_fields["importance"].default:
         raise UserError("importance: cannot act, replies of pairs have no log-probs of a sampler; leave it out")
-    if config.online and config.max_policy_lag:
-        raise UserError("online = true: pairs are made with the newest weights; max_policy_lag must be 0")
-    if config.online and config.sampling.n < 2:
-        raise UserError(f"sampling.n = {config.sampling.n}: a reply alone makes no pair")
+    if config.online:
+        _check_online(config)
+    elif config.online_every != 1:
+        raise UserError(f"online_every = {config.online_every}: cannot act without --online; leave it out")
+    elif config.guard.repetition_stop is not None:
+        raise UserError("guard.repetition_stop: cannot act, pairs of a file are not sampled here; leave it out")
     return loss
 
 
+def _check_online(config: DpoConfig) -> None:
+    """Raises UserError where a setting cannot act, or stands against fresh pairs."""
+    if config.max_policy_lag:
+        raise UserError("online = true: pairs are made with the newest weights; max_policy_lag must be 0")
+    if config.sampling.n < 2:
+        raise UserError(f"sampling.n = {config.sampling.n}: a reply alone makes no pair")
+    of_a_file = {"pairs": config.pairs, "reference": config.reference}
+    unasked = {"choosing.unlikely_nats": config.choosing.unlikely_nats, "choosing.judged": config.choosing.judged}
+    for name, value in of_a_file.items():
+        if value is not None:
+            raise UserError(f"{name} = {str(value)!r}: cannot act with online = true; leave it out")
+    for name, value in unasked.items():
+        if value is not None:
+            raise UserError(f"{name} = {value:g}: cannot act with online = true, no teacher or judge is asked")
+
+
 def _read_pairs(config: DpoConfig) -> list[Pair]:
-    """From their file, made first where it is missing and the recipe says how."""
+    """From their file; those beside the run folder are made first where they are missing and the recipe says how."""
     file = config.pairs_file()
-    if not file.exists() and config.make is not None:
-        given = {"student": config.student, "run_dir": str(file.parent)}
-        made = load(PairsConfig, find_recipe(config.make), given)
-        own = {"seed": config.seed, "threads": config.threads, "trust_remote_code": config.trust_remote_code}
-        log.info("%s: not there, so `rlspeech pairs %s` runs first", file, config.make)
-        importlib.import_module("rlspeech.stages.pairs").run(made.model_copy(update=own), resume=True)
+    if config.pairs is None and config.make is not None:
+        made = _making(config, file)
+        if not file.exists():
+            log.info("%s: not there, so `rlspeech pairs %s` runs first", file, config.make)
+            importlib.import_module("rlspeech.stages.pairs").run(made, resume=True)
+        elif (file.parent / "config.toml").is_file():
+            refuse_another(file.parent, made, instead=f"name {file} as --pairs")
     return files.read(file)
+
+
+def _making(config: DpoConfig, file: Path) -> PairsConfig:
+    """The recipe of the pairs, on this run's student, data and seed."""
+    given = {"student": config.student, "run_dir": str(file.parent)}
+    made = load(PairsConfig, find_recipe(config.make), given)
+    data = made.data.model_copy(update={"train": config.data.train, "synth": config.data.synth})
+    own = {"seed": config.seed, "threads": config.threads, "trust_remote_code": config.trust_remote_code}
+    return made.model_copy(update={"data": data, **own})
 
 
 def _learn(
@@ -122,7 +151,10 @@ class Preference(OnPolicy):
         return 1.0
 
     def watch(self) -> Watch:
-        return FallingChosen(self.config.guard)
+        guard = self.config.guard
+        if not self.config.online:
+            return FallingChosen(guard)
+        return both(Guard(guard), NoPairs(guard), FallingChosen(guard))
 
     def _sync(self, step: int) -> None:
         if self.source.needs_weights:

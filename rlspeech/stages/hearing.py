@@ -47,13 +47,16 @@ class Heard:
     audio_s: float
 
 
-def read_data(config: Stage, needs: Sequence[Need], *, kinds: Sequence[str] = ()) -> Data:
-    """All sound that a stage learns from, and of each held-out set what it is measured on."""
+def read_data(config: Stage, needs: Sequence[Need], *, kinds: Sequence[str] = (), train: bool = True) -> Data:
+    """All sound that a stage learns from, and of each held-out set what it is measured on.
+
+    `train` False: of a stage that learns from something else, such as pairs.
+    """
     kinds = kinds or config.data.kinds
-    train = listen(read_samples(config.data.train, config.data, needs, kinds=kinds))
+    heard = listen(read_samples(config.data.train, config.data, needs, kinds=kinds)) if train else []
     tests = {name: read_samples(path, config.data, needs, kinds=kinds) for name, path in config.data.tests.items()}
     count = config.held_out.samples
-    return Data(train, {name: listen(recordings_of(samples, count)) for name, samples in tests.items()})
+    return Data(heard, {name: listen(recordings_of(samples, count)) for name, samples in tests.items()})
 
 
 def read_samples(path: Path, data: TestsConfig, needs: Sequence[Need], *, kinds: Sequence[str] = ()) -> list[Sample]:

@@ -86,12 +86,15 @@ class Kept:
         """With the reference's log-probs, from their file where it is there."""
         replies = replies_of(engines.student, pairs)
         file = config.reference or folder / "reference.safetensors"
-        model = pair_reference.model_key(student_place(config, start).folder)
-        key = pair_reference.pairs_key([one for pair in replies for one in pair])
-        reference = pair_reference.read(file, model=model, pairs=key)
+        about: dict[pair_reference.About, str] = {
+            "model": pair_reference.model_key(student_place(config, start).folder),
+            "precision": (config.engines.learner == "deepspeed" and config.deepspeed.dtype) or "default",
+            "pairs": pair_reference.pairs_key([one for pair in replies for one in pair]),
+        }
+        reference = pair_reference.read(file, about)
         if reference is None:
             reference = list(_computed(config, engines, replies))
-            pair_reference.write(file, reference, model=model, pairs=key)
+            pair_reference.write(file, reference, about)
         return cls(config, replies, reference)
 
     def step(self, step: int) -> Step:

@@ -37,6 +37,7 @@ class Pairing:
     rules: ChoosingConfig
     prompts: int = 0
     replies: int = 0
+    judged: int = 0  # of the replies, by the judges beside detectors
     faulty: Counter[str] = field(default_factory=Counter)  # replies of the student by what is wrong with them
     without: Counter[Why] = field(default_factory=Counter)  # prompts by why they have no pair
 
@@ -52,6 +53,7 @@ class Pairing:
         own = [one for one in candidates if one.origin == "student"]
         self.prompts += 1
         self.replies += len(own)
+        self.judged += sum(one.judged is not None for one in own)
         self.faulty.update(name for one in own for name in one.faults)
 
         def shorten(one: Candidate, longest: int) -> Candidate | None:
@@ -107,6 +109,8 @@ def report(pairing: Pairing, pairs: Sequence[Pair]) -> dict[str, Any]:
         "chosen_characters": _spread([float(len(pair.chosen)) for pair in pairs]),
         "rejected_characters": _spread([float(len(pair.rejected)) for pair in pairs]),
     }
+    if pairing.judged:
+        told["unjudged_replies"] = pairing.replies - pairing.judged
     return {**told, "lines": list(_lines(told, pairing))}
 
 
@@ -118,7 +122,9 @@ def _lines(told: Mapping[str, Any], pairing: Pairing) -> list[str]:
         found = told[name]
         return f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})" if found else "none"
 
+    unjudged = told.get("unjudged_replies", 0)
     return [
+        *([f"replies that got no score: {unjudged} of {told['replies']}"] if unjudged else []),
         f"replies {told['replies']} to {told['prompts']} prompts; faults: {counts(told['faulty_replies'])}",
         f"pairs {told['pairs']}; reasons: {counts(told['reasons'])}; preferred from: {counts(told['chosen_origin'])}",
         f"prompts without a pair: {pairing.told_why() if pairing.without else 'none'}",

@@ -51,7 +51,9 @@ def run(config: PairsConfig, *, resume: bool = False) -> None:
     examiner.check(samples)
     recordings = listen(samples)
     with RewardHost.of(config.rewards) if config.rewards else nullcontext() as rewards:
-        folder = RunDir.open(config.run_dir, config, resume=resume)
+        # Pairs are chosen at the end, of replies that are written down: until then they can be chosen otherwise.
+        free = () if (config.run_dir / "pairs.jsonl").exists() else ("choosing", "detectors")
+        folder = RunDir.open(config.run_dir, config, resume=resume, may_change=free)
         try:
             if folder.finished:
                 log.info("%s: finished before; nothing to do", folder.path)
@@ -73,6 +75,10 @@ def _check_engines(config: PairsConfig) -> None:
     if "vllm" in (engines.rollouts, engines.teacher) and tokens >= config.vllm.max_model_len:
         room = f"vllm.max_model_len = {config.vllm.max_model_len}"
         raise UserError(f"replies.max_tokens = {tokens} leaves no room for a prompt in {room}")
+    if config.choosing.unlikely_nats is not None and not config.teacher:
+        raise UserError("choosing.unlikely_nats: cannot act without a teacher; name one, or leave it out")
+    if config.choosing.judged is not None and not config.rewards:
+        raise UserError("choosing.judged: cannot act without [rewards]; name one, or leave it out")
     if cluster is None:
         return
     if engines.rollouts != "vllm":
