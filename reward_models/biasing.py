@@ -1,13 +1,18 @@
 """RLBR's reward: errors of the whole transcript, and those of its rare words once more, with a weight of their own."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Event
 from typing import get_args
 
-from rlspeech.maths.biasing import BiasedEdits, Unit, biased_edits, phrase_runs
+from rlspeech.maths.biasing import BiasedEdits, Phrase, Unit, biased_edits, lost_phrases, phrase_runs
 from rlspeech.maths.marks import unmarked
 from rlspeech.maths.text import words
 from rlspeech.types import Rollout
+
+log = logging.getLogger(__name__)
+WARNED = Event()  # once for a process
 
 
 @dataclass(frozen=True)
@@ -15,9 +20,11 @@ class Reward:
     """-(whole * errors + biasing * errors of rare words + false_insertion * listed phrases not said), at least -cap.
 
     arXiv 2601.13409: minus counts, 1 for the whole and 5 for biasing words. Rare words are the sample's `rare_words`,
-    found as runs of words, never within one. Texts are normalised; *marks* are left out, so that one that is missing is
-    no error of content (see the reward `marks`). None where the sample has no reference, and of a rate where it is
-    empty. An empty reply has one deletion a word; one that was cut is judged by what is there.
+    found as runs of words, never within one; of listed phrases within one another the longest that is heard counts.
+    Texts are normalised; *marks* are left out, so that one that is missing is no error of content (see the reward
+    `marks`). A rare word that is not in the normalised reference has no errors of its own: the first such is told. None
+    where the sample has no reference, and of a rate where it is empty. An empty reply has one deletion a word; one that
+    was cut is judged by what is there.
     """
 
     whole: float = 1.0
@@ -40,6 +47,7 @@ class Reward:
         references = [_words(one.sample.reference or "", one) for one in known]
         replies = [_words(one.completion.text, one) for one in known]
         rare = [[tuple(words(phrase, one.sample.lang)) for phrase in one.sample.rare_words] for one in known]
+        _warn_of_lost_phrases(known, references, rare)
         found = biased_edits(references, replies, rare, unit=self.unit)
         values = iter(
             self._value(edits, _false_insertions(one, reference, reply))
@@ -62,10 +70,29 @@ def _words(text: str, rollout: Rollout) -> list[str]:
     return words(unmarked(text), rollout.sample.lang)
 
 
+def _warn_of_lost_phrases(
+    rollouts: Sequence[Rollout], references: Sequence[Sequence[str]], rare: Sequence[Sequence[Phrase]]
+) -> None:
+    if WARNED.is_set():
+        return
+    for rollout, reference, phrases in zip(rollouts, references, rare, strict=True):
+        if lost := lost_phrases(reference, phrases):
+            word = rollout.sample.rare_words[lost[0]]
+            told = "biasing: rare word %r of %s is not in its normalised reference, and has no errors of its own"
+            log.warning(told, word, rollout.sample.id)
+            WARNED.set()
+            return
+
+
 def _false_insertions(rollout: Rollout, reference: list[str], reply: list[str]) -> int:
-    """Listed phrases that are heard more often than they are said."""
+    """Listed phrases that are heard more often than they are said; one within a longer one is not heard by itself."""
     lang = rollout.sample.lang
     listed = {tuple(words(phrase, lang)) for phrase in rollout.sample.biasing_words}
     said = [tuple(reference[start:end]) for start, end in phrase_runs(reference, listed)]
-    heard = [tuple(reply[start:end]) for start, end in phrase_runs(reply, listed)]
+    runs = phrase_runs(reply, listed)
+    heard = [
+        tuple(reply[start:end])
+        for start, end in runs
+        if not any(first <= start and end <= last and (first, last) != (start, end) for first, last in runs)
+    ]
     return sum(max(0, heard.count(phrase) - said.count(phrase)) for phrase in set(heard))

@@ -41,8 +41,8 @@ TERMINATED = threading.Event()  # SIGTERM came
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status.
 
-    0; 1 where a run could not go on or a check did not pass; 2 for a mistake of the user; 130 and 143 where interrupted
-    and terminated; 141 where nobody reads what is printed.
+    0; 1 where a run could not go on or a check did not pass; 2 for a mistake of the user; 130, 143 where interrupted,
+    terminated; 141 where nobody reads what is printed.
     """
     try:
         _end_on_sigterm()
@@ -51,11 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"rlspeech: error: {error}", file=sys.stderr)
         return 2
-    except RunFailed as error:
-        print(f"rlspeech: failed: {error}; a stage that learns goes on with --resume", file=sys.stderr)
-        return 1
-    except CheckFailed as error:
-        print(f"rlspeech: failed: {error}", file=sys.stderr)
+    except (CheckFailed, RunFailed) as error:
+        more = "; a stage that learns goes on with --resume" if isinstance(error, RunFailed) else ""
+        print(f"rlspeech: failed: {error}{more}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         what = "terminated" if TERMINATED.is_set() else "interrupted"

@@ -87,6 +87,11 @@ def test_the_published_counts_come_out_to_the_last_one(system: str, shared: Path
         ("", "a b", ["b"], (0, 1, 0, 0), (0, 1, 0, 0)),
         ("", "", ["b"], (0, 0, 0, 0), (0, 0, 0, 0)),
         ("b b", "b", ["b"], (0, 0, 0, 0), (0, 0, 1, 2)),
+        ("the bank of america", "of the bank of america", ["bank of america"], (0, 1, 0, 1), (0, 0, 0, 3)),
+        ("call kowalski is", "is call kowalski is", ["kowalski is"], (0, 1, 0, 1), (0, 0, 0, 2)),  # of "Kowalski's"
+        ("call", "call bank of america", ["bank of america"], (0, 0, 0, 1), (0, 3, 0, 0)),
+        ("call", "call of", ["bank of america", "of"], (0, 0, 0, 1), (0, 1, 0, 0)),
+        ("call", "call bank", ["bank of america"], (0, 1, 0, 1), (0, 0, 0, 0)),
     ],
 )
 def test_counts_by_hand(reference: str, hypothesis: str, rare: list[str], others, biased) -> None:
@@ -105,6 +110,11 @@ def test_characters_have_the_side_of_their_word() -> None:
 def test_a_text_is_not_taken_for_its_words() -> None:
     with pytest.raises(TypeError, match="lists of words"):
         biased_edits(["ann"], [["ann"]], [[]])  # type: ignore[list-item]
+    for strings in (["a"], "ab", {"a"}):
+        with pytest.raises(TypeError, match="phrases of words"):
+            biased_edits([["ann"]], [["ann"]], [strings])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="unit must be words or characters, got 'letters'"):
+        biased_edits([["ann"]], [["ann"]], [[]], unit="letters")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="2 references, 1 hypotheses"):
         biased_edits([["a"], ["b"]], [["a"]], [[], []])
 
@@ -178,3 +188,67 @@ def test_the_neutral_normaliser_empties_no_script(text: str, heard: str, errors:
     (told,) = json.loads(out.read_text()).values()
     assert told["wer"]["words"] > 0
     assert sum(told["wer"][kind] for kind in ("substitutions", "insertions", "deletions")) == errors
+
+
+def test_systems_of_one_file_name_are_told_apart_by_their_paths(tmp_path: Path, capsys) -> None:
+    (tmp_path / "refs.tsv").write_text(GOOD)
+    for folder, text in (("a", "call ann"), ("b", "call")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.tsv").write_text(f"u1\t{text}\n")
+    (tmp_path / "other.tsv").write_text("u1\t\n")
+    files = [f"{tmp_path}/{name}" for name in ("a/test.tsv", "b/test.tsv", "other.tsv")]
+    words = ["score", "biasing", f"--refs={tmp_path}/refs.tsv", *[f"--hyps={file}" for file in files]]
+    assert main([*words, f"--out={tmp_path}/out.json"]) == 0
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert {name: one["wer"]["error_rate"] for name, one in told.items()} == {
+        files[0]: 0.0,
+        files[1]: 0.5,
+        "other.tsv": 1.0,
+    }
+    assert [line[2:] for line in capsys.readouterr().out.splitlines() if line[:1] == "#"] == [*files[:2], "other.tsv"]
+    assert main([*words, f"--hyps={files[0]}"]) == 2
+    assert "hyps: " + files[0] + " is given twice" in capsys.readouterr().err
+
+
+def test_a_line_ends_at_its_end_alone_and_a_mark_of_byte_order_is_no_text(tmp_path: Path, capsys) -> None:
+    odd = "a\u2028b\u0085c\x0bd\x0ce"
+    (tmp_path / "refs.tsv").write_bytes(f"\ufeffu1\t{odd}\t[]\r\nu2\tcall\t[]\r\n".encode())
+    (tmp_path / "hyps.tsv").write_bytes(f"u1\t{odd}\r\nu2\tcall".encode())
+    assert main(["score", "biasing", f"--refs={tmp_path}/refs.tsv", f"--hyps={tmp_path}/hyps.tsv"]) == 0
+    assert capsys.readouterr().out.startswith("WER: error_rate=0.0, ref_words=6, subs=0, ins=0, dels=0\n")
+
+
+def test_a_rare_word_that_is_another_one_in_its_sentence_is_told(files, capsys) -> None:
+    refs = 'u1\tseventeen hundred men and ann\t["seventeen", "ann"]\n'
+    assert main([*files(refs, "u1\tmen\n"), "--normalise=english"]) == 0
+    told = capsys.readouterr()
+    assert "1 of 2 rare words are not in their reference as it is split, and count as others" in told.err
+    assert "the first: 'seventeen' of u1" in told.err
+    assert "B-WER: error_rate=100.0, ref_words=1," in told.out
+    assert main(files(refs, "u1\tmen\n")) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("column", "said", "heard", "right"),
+    [("", 1, 1, 1), ("\t[]", 0, 0, 0), ('\t["call", "bo"]', 1, 2, 1)],
+)
+def test_phrases_are_those_of_the_fourth_column_even_where_it_has_none(column, said, heard, right, files, tmp_path):
+    out = tmp_path / "out.json"
+    assert main([*files(f'u1\tcall ann\t["ann"]{column}\n', "u1\tcall ann bo\n"), f"--out={out}"]) == 0
+    (told,) = json.loads(out.read_text()).values()
+    assert [told["phrases"][name] for name in ("said", "heard", "right")] == [said, heard, right]
+
+
+@pytest.mark.parametrize(("out", "line"), [("", "a folder, where a file is"), ("/refs.tsv/x", "refs.tsv is no folder")])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_read(out, line, files, tmp_path, capsys) -> None:
+    """The transcripts are bad, too, which is not told."""
+    assert main([*files(GOOD, "u9\t\n"), f"--out={tmp_path}{out}"]) == 2
+    told = capsys.readouterr().err
+    assert line in told
+    assert "u9" not in told
+
+
+def test_text_in_brackets_is_text_of_the_english_normaliser_too(files, capsys) -> None:
+    assert main([*files("u1\tcall ann\t[]\n", "u1\tCall Ann [Bo] (zz)\n"), "--normalise=english"]) == 0
+    assert capsys.readouterr().out.startswith("WER: error_rate=100.0, ref_words=2, subs=0, ins=2, dels=0\n")

@@ -17,14 +17,15 @@ CURLY = "\N{RIGHT SINGLE QUOTATION MARK}"
         ("It's twenty-one dollars, Mr. Smith.", "it is $21 mister smith"),
         ("Two hundred and five", "205"),
         ("the 3rd, the third", "the 3rd the 3rd"),
-        ("Um, hmm, yes (laughs) [noise]", "yes"),
+        ("Um, hmm, yes (laughs) [noise]", "yes laughs noise"),
+        ("call Ann [Bo (Lee)] {x} <y", "call ann bo lee x y"),
         (f"isn{CURLY}t", "is not"),
         ("seven o'clock", "7 oclock"),
         ("...", ""),
         ("", ""),
     ],
 )
-def test_english_is_normalised_in_whispers_way(text: str, expected: str):
+def test_english_is_normalised_in_whispers_way_but_for_brackets(text: str, expected: str):
     assert normalise(text) == expected
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,89 @@ def test_tokens_are_those_of_the_reply_and_none_where_a_record_has_none(written)
     code = "def f(completions, completion_ids, **columns): return [ids and sum(ids) for ids in completion_ids]\n"
     with RewardHost.of({"it": written(code)}) as host:
         assert host.score([MANY[0], MANY[3]]).parts["it"] == [15, None]
+
+
+OURS = """
+import asyncio, math, os, time
+def good(completions, reference, tone, **columns):
+    assert len(completions) == len(reference) == len(tone) == len(columns["rare_words"])
+    return [float(len(text)) + (1 if one == "loud" else 0) for text, one in zip(completions, tone)]
+async def later(completions, **columns):
+    await asyncio.sleep(0.01)
+    return [1.0 for _ in completions]
+def raises(completions, **columns):
+    if "bad" in completions: raise KeyError("no such column")
+    return [0.0] * len(completions)
+def hangs(completions, **columns):
+    if "bad" in completions: time.sleep(60)
+    return [0.0] * len(completions)
+def nan(completions, **columns):
+    return [math.nan if text == "bad" else 0.0 for text in completions]
+def short(completions, **columns):
+    return [0.0] * (len(completions) - ("bad" in completions))
+def words(completions, **columns):
+    return ["x" if text == "bad" else 1.0 for text in completions]
+def scalar(completions, **columns):
+    return 1.0
+def dies(completions, **columns):
+    if "bad" in completions: os._exit(3)
+    return [0.0] * len(completions)
+def together(completions, **columns):
+    if len(completions) > 2: raise ValueError("too many")
+    return [0.0] * len(completions)
+"""
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("rewards") / "ours.py"
+    file.write_text(OURS)
+    return file
+
+
+TONED = [
+    Rollout(
+        Sample(f"s{i}", "?", reference="a", tags={"tone": "loud" if i == 1 else "soft"}),
+        Prompt((1,)),
+        Completion((), (), text, "stop"),
+    )
+    for i, text in enumerate(["a", "ab", "bad", "abc"])
+]
+
+
+def test_trl_functions_and_coroutines_are_called_as_trl_does(ours: Path) -> None:
+    settings = {
+        "sum": RewardConfig(reward=f"{ours}:good", weight=2.0),
+        "later": RewardConfig(reward=f"{ours}:later", weight=0.5),
+        "wer": RewardConfig(reward="wer"),
+    }
+    with RewardHost.of(settings) as host:
+        found = host.score(
+            [*TONED, replace(TONED[0], sample=Sample("s4", "?"), completion=Completion((), (), "abcd", "stop"))]
+        )
+        again = host.score(TONED[:1])
+    assert found.parts["sum"] == [1, 3, 3, 3, 4]
+    assert found.parts["later"] == [1] * 5
+    assert found.parts["wer"] == [0, -1, -1, -1, None]
+    assert found.total == [2.5, 5.5, 5.5, 5.5, 8.5]  # what has no value is left out of the sum
+    assert again.total == [2.5]
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        ("raises", "raised KeyError: 'no such column', for a reply to s2"),
+        ("hangs", "took more than timeout_s = 1 s, for a reply to s2"),
+        ("nan", "gave nan, for a reply to s2"),
+        ("short", "gave 0 values for 1 replies, for a reply to s2"),
+        ("words", "gave 'x', which is no number, for a reply to s2"),
+        ("scalar", "gave float, not a list of numbers, for a reply to s0"),
+        ("dies", "ended its process (status 3), for a reply to s2"),
+        ("together", "raised ValueError: too many, for 4 replies together (the first: s0)"),
+    ],
+)
+def test_a_reward_that_fails_is_one_line_with_the_sample(function: str, line: str, ours: Path) -> None:
+    settings = {"mine": RewardConfig(reward=f"{ours}:{function}", timeout_s=1)}
+    with RewardHost.of(settings) as host, pytest.raises(RunFailed) as told:
+        host.score(TONED)
+    assert str(told.value) == f"reward 'mine' ({ours}:{function}): {line}"

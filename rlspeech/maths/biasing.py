@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -65,9 +65,11 @@ def biased_edits(
     """Of each pair of word lists, with its rare words and phrases. `workers`: threads.
 
     Alignment: match 0, insertion 3, deletion 3, substitution 4; of equal costs substitution before insertion before
-    deletion, seen from the end. A reference word is biased where it is part of a run of words that equals a phrase; an
-    inserted word is biased where it is a word of one. In characters (spaces apart) each has the side of its word.
-    Raises TypeError where a text is given for its words, ValueError where the three are not equally many.
+    deletion, seen from the end. A word is biased where it is part of a run of words that equals a phrase: a word of the
+    reference by the runs there, an inserted one by those of the hypothesis. So an inserted word of the rare list is
+    biased, and the "of" of "Bank of America" is not where it stands alone. In characters (spaces apart) each has the
+    side of its word. Raises TypeError where a text is given for its words or for a phrase, ValueError where the three
+    are not equally many or the unit is none.
 
     >>> (found,) = biased_edits([["call", "ann", "lee"]], [["call", "an", "lee", "now"]], [[("ann", "lee")]])
     >>> found.unbiased
@@ -75,8 +77,10 @@ def biased_edits(
     >>> found.biased
     Edits(substitutions=1, insertions=0, deletions=0, words=2)
     """
-    if str in set(map(type, chain(references, hypotheses))):
-        raise TypeError("biased_edits() takes lists of words, not texts: see rlspeech.maths.text.words")
+    if str in set(map(type, chain(references, hypotheses, rare, chain.from_iterable(rare)))):
+        raise TypeError("biased_edits() takes lists of words, and phrases of words: see rlspeech.maths.text.words")
+    if unit not in get_args(Unit):
+        raise ValueError(f"unit must be words or characters, got {unit!r}")
     if not len(references) == len(hypotheses) == len(rare):
         raise ValueError(f"{len(references)} references, {len(hypotheses)} hypotheses, {len(rare)} lists of rare words")
     counts = np.zeros((len(references), 8), dtype=np.int64)
@@ -180,6 +184,18 @@ def summed(found: Iterable[BiasedEdits]) -> BiasedEdits:
         return _told(found.counts.sum(0).tolist())
     rows = [(*_row(one.unbiased), *_row(one.biased)) for one in found]
     return _told([sum(column) for column in zip(*rows, strict=True)] if rows else [0] * 8)
+
+
+def lost_phrases(words: Sequence[str], phrases: Sequence[Phrase]) -> list[int]:
+    """Places of the phrases that are not in the words, whose errors count as those of other words.
+
+    Where both are normalised, a phrase alone may come to another word than in its sentence.
+
+    >>> lost_phrases(["1700", "men"], [("17",), ("men",)])
+    [0]
+    """
+    found = {tuple(words[start:end]) for start, end in phrase_runs(words, phrases)}
+    return [place for place, phrase in enumerate(phrases) if phrase not in found]
 
 
 def phrase_runs(words: Sequence[str], phrases: Collection[Phrase]) -> list[tuple[int, int]]:

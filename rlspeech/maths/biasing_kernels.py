@@ -65,8 +65,23 @@ def hashed(windows, size):
 
 
 @machine
+def flag(words, rare, phrase):
+    """Sets `rare` in the runs of words that equal the phrase."""
+    if len(phrase) == 1:
+        for i in range(len(words)):
+            rare[i] |= words[i] == phrase[0]
+        return
+    for start in range(len(words) - len(phrase) + 1 if len(phrase) else 0):
+        k = 0
+        while k < len(phrase) and words[start + k] == phrase[k]:
+            k += 1
+        if k == len(phrase):
+            rare[start : start + k] = True
+
+
+@machine
 def flagged(ref, ref_sizes, hyp, hyp_sizes, phrase, phrase_sizes, rare_sizes):
-    """Marks the reference's runs that equal a phrase, and the hypothesis's words that are a word of one."""
+    """Marks the runs of words that equal a phrase, in the reference and in the hypothesis."""
     ref_rare, hyp_rare = np.zeros(len(ref), dtype=np.bool_), np.zeros(len(hyp), dtype=np.bool_)
     r = h = first = p = 0
     for pair in range(len(rare_sizes)):
@@ -76,18 +91,8 @@ def flagged(ref, ref_sizes, hyp, hyp_sizes, phrase, phrase_sizes, rare_sizes):
         for _ in range(rare_sizes[pair]):
             words = phrase[first : first + phrase_sizes[p]]
             first, p = first + phrase_sizes[p], p + 1
-            if len(words) == 1:
-                for i in range(len(said)):
-                    said_rare[i] |= said[i] == words[0]
-            for start in range(len(said) - len(words) + 1 if len(words) > 1 else 0):
-                k = 0
-                while k < len(words) and said[start + k] == words[k]:
-                    k += 1
-                if k == len(words):
-                    said_rare[start : start + k] = True
-            for word in words:
-                for i in range(len(heard)):
-                    heard_rare[i] |= heard[i] == word
+            flag(said, said_rare, words)
+            flag(heard, heard_rare, words)
     return ref_rare, hyp_rare
 
 

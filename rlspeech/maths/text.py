@@ -20,6 +20,7 @@ _RAW_WORD = regex.compile(rf"{_CHARACTER}|(?:{_LETTER})+(?:'(?:{_LETTER})+)*")
 _OWN_MARK = regex.compile(r"(?V1)[\p{M}--\p{Script=Inherited}]")  # a mark of one script, not an accent or a variant
 _NOISE = regex.compile(r"(?:[\p{P}\p{S}\p{Cc}\p{Z}]\p{M}*)+")
 _UNSEEN = regex.compile(r"\p{Cf}")  # joiners, soft hyphens, directions: within a word, and no part of it
+_BRACKETS = regex.compile(r"[()\[\]{}<>]")
 _APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 _O_PREFIX = regex.compile(r"\bo'(?=\p{L})")
 _CACHED = 65536
@@ -29,9 +30,10 @@ _CACHED = 65536
 def normalise(text: str, lang: str = "en") -> str:
     """Text as it is compared: words and single spaces. What is left without a letter or a digit is dropped.
 
-    Beside Whisper's normaliser, in English: a typographic apostrophe is an apostrophe, and the o' of "o'clock" and
-    "O'Neil" is not the digit 0 (Whisper reads "7 o'clock" as "70 clock"). A text with marks of a script of its own is
-    normalised as that script whatever `lang` says.
+    Beside Whisper's normaliser, in English: what stands in brackets is text (Whisper drops it, so that a student that
+    learns from a reward could write there what it likes), a typographic apostrophe is an apostrophe, and the o' of
+    "o'clock" and "O'Neil" is not the digit 0 (Whisper reads "7 o'clock" as "70 clock"). A text with marks of a script
+    of its own is normalised as that script whatever `lang` says.
 
     >>> normalise("It's twenty-one dollars, Mr. Smith.")
     'it is $21 mister smith'
@@ -41,7 +43,7 @@ def normalise(text: str, lang: str = "en") -> str:
     text = _lower(text)
     if lang.lower().split("-")[0] != "en" or _OWN_MARK.search(text):
         return " ".join(_NOISE.sub(" ", unicodedata.normalize("NFKC", text)).split())
-    normalised = _ENGLISH(_O_PREFIX.sub("o", text))
+    normalised = _ENGLISH(_O_PREFIX.sub("o", _BRACKETS.sub(" ", text)))
     return " ".join(word for word in normalised.split() if any(map(str.isalnum, word)))
 
 

@@ -14,10 +14,13 @@ from rlspeech.config_rewards import RewardTryConfig
 from rlspeech.engines.reward_host import RewardHost
 from rlspeech.errors import UserError
 from rlspeech.run_dir import write_json
+from rlspeech.stages.score import check_out
 from rlspeech.types import Completion, Prompt, Rollout, Sample
 
 BARS = 8  # of the histogram
 WIDTH = 40  # of its longest bar, in characters
+TEXTS = ("id", "instruction", "reply", "transcript", "reference", "lang", "finish", "origin")
+MAY_BE_NULL = ("transcript", "reference")
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # per cent
 
 
@@ -31,6 +34,7 @@ class Recorded:
 
 def run(config: RewardTryConfig) -> None:
     """Raises UserError where the reward or the record is not known, RunFailed where the reward fails."""
+    check_out(config.out)
     recorded = read_rollouts(config.on)
     settings = {"it": config}
     with RewardHost.of(settings) as host:
@@ -48,15 +52,18 @@ def run(config: RewardTryConfig) -> None:
 def read_rollouts(path: Path) -> list[Recorded]:
     """Of a run's rollouts.jsonl. Raises UserError naming the line that is not one of it."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; --on wants the rollouts.jsonl of a run") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text; --on wants the rollouts.jsonl of a run") from error
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would cut a reply at U+2028 and its like, too
+        if not line:
+            continue
         try:
-            row = json.loads(line)
-            found.append(_recorded(row))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found.append(_recorded(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path}:{number}: not a recorded rollout ({what})") from error
     if not found:
@@ -65,6 +72,8 @@ def read_rollouts(path: Path) -> list[Recorded]:
 
 
 def _recorded(row: Mapping[str, Any]) -> Recorded:
+    """Tokens are recorded as texts: a reward sees none."""
+    _check(row)
     sample = Sample(
         id=row["id"],
         instruction=row["instruction"],
@@ -75,11 +84,26 @@ def _recorded(row: Mapping[str, Any]) -> Recorded:
         biasing_words=tuple(row.get("biasing_words", ())),
         rare_words=tuple(row.get("rare_words", ())),
     )
-    ids = tuple(range(len(row.get("tokens", ()))))  # a record has tokens as texts
-    completion = Completion(ids, (), row["reply"], row.get("finish", "stop"), row.get("policy_version", 0))
+    completion = Completion((), (), row["reply"], row.get("finish", "stop"), row.get("policy_version", 0))
     return Recorded(
         Rollout(sample, Prompt(()), completion, row.get("origin", "sampled")), f"{row.get('step')} {row['id']}"
     )
+
+
+def _check(row: Any) -> None:
+    """Raises TypeError where a field is of another kind than a run records."""
+    if not isinstance(row, dict):
+        raise TypeError("no JSON object")
+    for name in TEXTS:
+        if not isinstance(row.get(name, ""), str) and not (row[name] is None and name in MAY_BE_NULL):
+            raise TypeError(f"{name} is {json.dumps(row[name])[:40]}, no text")
+    lists = {name: row.get(name, []) for name in ("biasing_words", "rare_words")}
+    for name, found in lists.items():
+        if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
+            raise TypeError(f"{name} is no list of texts")
+    tags = row.get("tags", {})
+    if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
+        raise TypeError("tags is no table of texts")
 
 
 def distribution(recorded: Sequence[Recorded], values: Sequence[float | None]) -> dict[str, Any]:

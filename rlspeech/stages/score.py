@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from rlspeech.config_rewards import ScoreConfig
 from rlspeech.errors import UserError
-from rlspeech.maths.biasing import BiasedEdits, Found, biased_edits, found_phrases, summed
+from rlspeech.maths.biasing import BiasedEdits, Found, biased_edits, found_phrases, lost_phrases, summed
 from rlspeech.maths.edits import Edits
 from rlspeech.maths.text import words
 from rlspeech.run_dir import write_json
@@ -27,7 +28,7 @@ Split = Callable[[str], list[str]]
 class Reference:
     text: str
     rare: tuple[str, ...]
-    listed: tuple[str, ...]
+    listed: tuple[str, ...]  # where the file has no such column, the rare ones
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,19 @@ class System:
 
 def run(config: ScoreConfig) -> None:
     """Prints lines and a table. Raises UserError in one line where a file is not as it has to be."""
+    check_out(config.out)
+    names = _names(config.hyps)
     references = read_references(config.refs)
     split: Split = {
         "none": str.split,
         "english": partial(words, lang="en"),
         "neutral": partial(words, lang="mul"),
     }[config.normalise]
+    _warn_of_lost_phrases(references, split)
     systems = []
-    for file in config.hyps:
+    for name, file in zip(names, config.hyps, strict=True):
         texts = read_hypotheses(file, references, lenient=config.lenient)
-        systems.append(score_system(file.name, references, texts, split, config))
+        systems.append(score_system(name, references, texts, split, config))
     for system in systems:
         if len(systems) > 1:
             print(f"# {system.name}")
@@ -72,6 +76,38 @@ def run(config: ScoreConfig) -> None:
         write_json(config.out, {system.name: _told(system) for system in systems})
 
 
+def check_out(path: Path | None) -> None:
+    """Before the work for it: raises UserError where the file cannot be written."""
+    if path is None:
+        return
+    folder = next(one for one in path.absolute().parents if one.exists())
+    if path.is_dir() or not folder.is_dir():
+        what = "a folder, where a file is to be written" if path.is_dir() else f"{folder} is no folder"
+        raise UserError(f"{path}: {what}; choose another --out")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: {folder} cannot be written to; choose another --out")
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """The name of each file, or its path where several have one name."""
+    twice = next((file for place, file in enumerate(files) if file in files[:place]), None)
+    if twice is not None:
+        raise UserError(f"hyps: {twice} is given twice")
+    names = [file.name for file in files]
+    return [name if names.count(name) == 1 else str(file) for name, file in zip(names, files, strict=True)]
+
+
+def _warn_of_lost_phrases(references: Mapping[str, Reference], split: Split) -> None:
+    lost = []
+    for key, reference in references.items():
+        places = lost_phrases(split(reference.text), [tuple(split(phrase)) for phrase in reference.rare])
+        lost += [f"{reference.rare[place]!r} of {key}" for place in places]
+    if lost:
+        total = sum(len(reference.rare) for reference in references.values())
+        told = "%d of %d rare words are not in their reference as it is split, and count as others (the first: %s)"
+        log.warning(told, len(lost), total, lost[0])
+
+
 def score_system(
     name: str, references: Mapping[str, Reference], texts: Mapping[str, str], split: Split, config: ScoreConfig
 ) -> System:
@@ -79,7 +115,7 @@ def score_system(
     told = [split(reference.text) for reference, _ in known]
     heard = [split(text) for _, text in known]
     rare = [[tuple(split(phrase)) for phrase in reference.rare] for reference, _ in known]
-    listed = [{tuple(split(phrase)) for phrase in reference.listed or reference.rare} for reference, _ in known]
+    listed = [{tuple(split(phrase)) for phrase in reference.listed} for reference, _ in known]
     edits = summed(biased_edits(told, heard, rare, unit=config.unit, workers=config.workers))
     return System(name, edits, found_phrases(told, heard, listed), len(references) - len(known))
 
@@ -95,7 +131,7 @@ def read_references(path: Path) -> dict[str, Reference]:
         if key in found:
             raise UserError(f"{path}:{number}: {key!r} comes twice")
         rare, *listed = [_list(cell, f"{path}:{number}") for cell in lists]
-        found[key] = Reference(text, rare, listed[0] if listed else ())
+        found[key] = Reference(text, rare, listed[0] if listed else rare)
     return found
 
 
@@ -117,14 +153,14 @@ def read_hypotheses(path: Path, references: Mapping[str, Reference], *, lenient:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text") from error
-    if not lines:
+    if not text:
         raise UserError(f"{path}: empty")
-    return lines
+    return text.removesuffix("\n").split("\n")  # splitlines() would cut at U+2028 and its like, too
 
 
 def _list(cell: str, where: str) -> tuple[str, ...]:
