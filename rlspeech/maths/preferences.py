@@ -56,9 +56,9 @@ def choose(candidates: Sequence[Candidate], rules: Rules, shorten: Shorten) -> t
     The preferred reply is the likeliest for the teacher (then the best judged, then the shortest) of those that are
     clean, the student's own before the teacher's, and that before the reference. Rejected is a reply with a fault that
     the preferred one has less of by `margin`; that the teacher finds less likely by `unlikely_nats` a byte; or that is
-    judged worse by `judged`; never one that is judged better by so much. Worst first, and reasons that no pair has yet before those that one has. What is longer
-    than `length_ratio` allows is `shorten`ed to so many characters, where its fault is still in there: a loop is one
-    long before its end.
+    judged worse by `judged`; never one that is judged better by so much. Worst first, and reasons that no pair has yet
+    before those that one has. What is longer than `length_ratio` allows is `shorten`ed to so many characters, where its
+    fault is still in there: a loop is one long before its end.
 
     Why: alike, there is one text only; clean, nothing is wrong with any; no_clean, something with all; length, margin:
     what a fault was found in does not go with the preferred one.
