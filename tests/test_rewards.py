@@ -150,6 +150,31 @@ def test_translation_is_sacrebleus_sentence_score() -> None:
     assert value("translation", rollout("", "a")) is None
 
 
+@pytest.mark.parametrize(
+    ("reference", "reply", "lang", "tokenize"),
+    [
+        ("我非常喜欢这只猫", "我非常喜欢这只狗", "en", "zh"),
+        ("私は猫がとても好きです", "私は犬がとても好きです", "en", "char"),
+        ("ฉันชอบแมวมาก", "ฉันชอบแมว", "en", "char"),
+        ("the cat sat on the mat", "the cat sat on a mat", "zh", "13a"),
+        ("나는 고양이를 아주 좋아한다", "나는 고양이를 정말 좋아한다", "en", "13a"),
+    ],
+)
+def test_bleu_cuts_by_the_language_of_the_translation(reference: str, reply: str, lang: str, tokenize: str) -> None:
+    """Not by `lang`, which is that of the audio."""
+    from sacrebleu import BLEU
+
+    expected = {
+        name: BLEU(effective_order=True, tokenize=name).sentence_score(reply, [reference]).score / 100
+        for name in ("13a", "zh", "char")
+    }
+    one = rollout(reference, reply, lang=lang)
+    assert value("translation", one, metric="bleu") == pytest.approx(expected[tokenize])
+    for target, by in (("ja", "char"), ("my-MM", "char"), ("yue", "zh"), ("de", "13a")):
+        assert value("translation", one, metric="bleu", target_lang=target) == pytest.approx(expected[by])
+    assert expected[tokenize] > 0.3
+
+
 def test_a_translation_behind_a_separator_is_judged_alone() -> None:
     thought = rollout("die Katze <sep> the cat", "die Katze <sep> the cat")
     assert value("translation", thought, separator="<sep>") == pytest.approx(1)
@@ -186,6 +211,20 @@ CHOICE = "Which animal is heard? A) a dog B) a cat C) a dog and a cat"
         ("B, C", 0),
         ("a horse", 0),
         ("", 0),
+        ("B because A is wrong", 1),
+        ("A is wrong, so B.", 1),
+        ("A, because B is wrong", 0),
+        ("b) cat", 1),
+        ("The answer is (b), a cat.", 1),
+        ("cat", 1),
+        ("I hear a cat, not a dog.", 1),
+        ("It is not a dog but a cat.", 1),
+        ("It is not a cat.", 0),
+        ("It isn't a cat, it is a dog.", 0),
+        ("A) a cat", 0),  # a label and a text that differ
+        ("B a dog", 0),
+        ("I think it is B.", 1),
+        ("A horse", 0),
     ],
 )
 def test_a_choice_is_right_where_one_option_is_named(reply: str, expected: float) -> None:
@@ -193,6 +232,25 @@ def test_a_choice_is_right_where_one_option_is_named(reply: str, expected: float
         made = Sample("s", CHOICE, reference=reference)
         one = Rollout(made, Prompt((1,)), Completion((), (), reply, "stop"))
         assert value("choice", one) == expected, reference
+
+
+@pytest.mark.parametrize(
+    ("instruction", "right", "wrong"),
+    [
+        ("Which?\na) a dog\nb) a cat", ("b", "B", "b)", "(b) a cat", "a cat"), ("a", "a) a cat", "")),
+        ("Which? (a) a dog (b) a cat", ("b", "(b)", "The answer is b."), ("(a)", "a dog")),
+        ("Which?\n1. a dog\n2. a cat", ("2", "2.", "Option 2", "2) cat", "2 because of 1"), ("1 or 2", "1", "22")),
+        ("How many? 1) 2 cats 2) 3 cats", ("3 cats", "2", "2) 3 cats"), ("1", "2 cats", "There are 2 cats.")),
+        ("Why? A) because of rain B) not at all", ("not at all", "B) not at all"), ("because of rain",)),
+        ("Which? A) vitamin D B) vitamin C D) iron", ("vitamin C", "B"), ("vitamin D", "C", "D")),
+    ],
+)
+def test_options_have_labels_of_several_kinds(instruction: str, right: Any, wrong: Any) -> None:
+    (reference, *_) = right
+    for reply, expected in [(reply, 1) for reply in right] + [(reply, 0) for reply in wrong]:
+        made = Sample("s", instruction, reference=reference)
+        one = Rollout(made, Prompt((1,)), Completion((), (), reply, "stop"))
+        assert value("choice", one) == expected, reply
 
 
 def test_a_choice_without_options_or_reference_is_none() -> None:
@@ -279,6 +337,7 @@ def test_a_judge_gives_a_number_in_the_schema_or_none(reply: str, expected: floa
         ("biasing", {"biasing": -1}, "weights must not be negative"),
         ("biasing", {"unit": "letters"}, "'words' or 'characters'"),
         ("length", {"shortest": 2}, "shortest in 0..1"),
+        ("translation", {"target_lang": "ja"}, "target_lang says how BLEU cuts words: it has no part in chrf"),
         ("bising", {}, "did you mean 'biasing'?"),
     ],
 )
