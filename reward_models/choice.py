@@ -34,8 +34,9 @@ class Reward:
     """1 where the reply names the right option and no other, by its label or its text, else 0.
 
     The options are those of the instruction ("A) a dog B) a cat", also "a)" and "1."); the reference is the right one's
-    label or text. Read as an answer: "B", "(b)", "Answer: B", "B) a cat", "a cat", "It is a cat, not a dog.", "B because
-    A is wrong". None where the sample has no reference, or its instruction no two options of which one is the reference.
+    label or text. Read as an answer: "B", "(b)", "Answer: B", "B) a cat", "a cat", "It is a cat, not a dog.", "B
+    because A is wrong". None where the sample has no reference, or its instruction no two options of which one is the
+    reference.
     """
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]:

@@ -56,9 +56,9 @@ class Reward:
 def _tokenizer(target_lang: str, reference: str) -> str:
     """sacrebleu's name of it."""
     lang = target_lang.lower().split("-")[0]
-    if lang in BY_CHARACTER or not lang and _BY_CHARACTER.search(reference):
+    if lang in BY_CHARACTER or (not lang and _BY_CHARACTER.search(reference)):
         return "char"
-    return "zh" if lang in CHINESE or not lang and _HAN.search(reference) else "13a"
+    return "zh" if lang in CHINESE or (not lang and _HAN.search(reference)) else "13a"
 
 
 @lru_cache
