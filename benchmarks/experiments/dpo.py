@@ -12,6 +12,8 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ MEASURES: Mapping[str, str] = {
     "answerable": "right, of questions with an answer",
     "not_said": "right, of questions without",
     "kl_nats": "KL to the teacher, nats a token",
+    "kl_faultless": "the same, of questions answered without a fault before",
     "kl_reply": "KL to the teacher, nats a reply",
 }
 START, NOT_SAID = "start", "not_said"
@@ -34,18 +37,24 @@ def main() -> None:
     out: Path = args.out
     student = distilled(args)
     evaluate(args, student, START)
-    for seed in args.seeds:
-        pairs, dpo = out / f"pairs-{seed}", out / f"dpo-{seed}"
-        data = ["--data.train", out / "data/train.jsonl", "--data.synth=None"]
-        own = [*data, "--student", student, "--seed", seed, "--resume", "--threads", args.threads]
-        replies = ["--replies.max-tokens", TOKENS, "--recordings", args.recordings, "--batch", 8]
-        rlspeech("pairs", "tiny/pairs", *own, "--run-dir", pairs, *replies)
-        more = ["--pairs", pairs / "pairs.jsonl", "--optim.steps", args.steps, "--optim.batch", 16]
-        more += ["--held-out.samples", 1, "--sampling.max-tokens", TOKENS, *tests(out)]
-        rlspeech("dpo", "tiny/dpo", *own, "--run-dir", dpo, *more)
-        evaluate(args, dpo / "checkpoint", f"dpo-{seed}")
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(partial(preferring, args, student), args.seeds))
     show(out, [f"dpo-{seed}" for seed in args.seeds])
     show_list(out, f"dpo-{args.seeds[0]}")
+
+
+def preferring(args: argparse.Namespace, student: Path, seed: int) -> None:
+    """Pairs of the student's replies, DPO on them, and what comes of it."""
+    out: Path = args.out
+    pairs, dpo = out / f"pairs-{seed}", out / f"dpo-{seed}"
+    data = ["--data.train", out / "data/train.jsonl", "--data.synth=None"]
+    own = [*data, "--student", student, "--seed", seed, "--resume", "--threads", args.threads]
+    replies = ["--replies.max-tokens", TOKENS, "--recordings", args.recordings, "--batch", 8]
+    rlspeech("pairs", "tiny/pairs", *own, "--run-dir", pairs, *replies)
+    more = ["--pairs", pairs / "pairs.jsonl", "--optim.steps", args.steps, "--optim.batch", 16]
+    more += ["--held-out.samples", 1, "--sampling.max-tokens", TOKENS, *tests(out)]
+    rlspeech("dpo", "tiny/dpo", *own, "--run-dir", dpo, *more)
+    evaluate(args, dpo / "checkpoint", f"dpo-{seed}")
 
 
 def distilled(args: argparse.Namespace) -> Path:
@@ -74,8 +83,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recordings", type=int, default=24, help="whose replies make pairs")
     parser.add_argument("--steps", type=int, default=24, help="of DPO, 16 pairs each")
     parser.add_argument("--samples", type=int, default=20, help="held-out recordings of each set")
-    parser.add_argument("--threads", type=int, default=CORES, help="of each command")
-    return parser.parse_args()
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at once, each with its share of the cores")
+    args = parser.parse_args()
+    args.threads = CORES // args.jobs or 1
+    return args
 
 
 def evaluate(args: argparse.Namespace, student: Path, name: str) -> None:
@@ -90,7 +101,9 @@ def evaluate(args: argparse.Namespace, student: Path, name: str) -> None:
 def rlspeech(*words: object) -> None:
     """A command in a process of its own."""
     command = [sys.executable, "-m", "rlspeech", *map(str, words)]
-    if (found := subprocess.run(command, check=False)).returncode:
+    threads = str(words[words.index("--threads") + 1]) if "--threads" in words else str(CORES)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    if (found := subprocess.run(command, env=environment, check=False)).returncode:
         raise SystemExit(f"{' '.join(command)}: status {found.returncode}")
 
 
@@ -124,14 +137,20 @@ def evaluation(out: Path, name: str) -> dict[str, Any]:
 def scores(out: Path, name: str) -> dict[str, float]:
     """Means over the held-out sets."""
     found = evaluation(out, name)
+    faultless = {one["id"] for one in evaluation(out, START)["samples"] if not one["faults"]}
     rows = []
     for place, one in found["sets"].items():
         kinds = Counter(row["kind"] for row in found["samples"] if row["set"] == place)
         right = one["student"]["by_kind"]
         answered = [kind for kind in right if kind != NOT_SAID]
         share = sum(right[kind] * kinds[kind] for kind in answered) / sum(kinds[kind] for kind in answered)
-        kl = [sum(row["kl_nats"]) for row in found["samples"] if row["set"] == place and row["kl_nats"]]
-        rows.append({**one["student"], "answerable": share, NOT_SAID: right[NOT_SAID], "kl_reply": statistics.mean(kl)})
+        compared = [row for row in found["samples"] if row["set"] == place and row["kl_nats"]]
+        same = [value for row in compared if row["id"] in faultless for value in row["kl_nats"]]
+        kl = {
+            "kl_reply": statistics.mean(sum(row["kl_nats"]) for row in compared),
+            "kl_faultless": statistics.mean(same),
+        }
+        rows.append({**one["student"], **kl, "answerable": share, NOT_SAID: right[NOT_SAID]})
     return {key: statistics.mean(row[key] for row in rows) for key in MEASURES}
 
 
