@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech.cache import cache_dir
-from rlspeech.data.foreign import as_row
 from rlspeech.errors import UserError
 
 SUFFIXES = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}  # anything else is most likely mp3
 
 
 def rows(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) for each row of a folder that `Dataset.save_to_disk` wrote.
+    """("folder[row]", columns) for each row of a folder that `Dataset.save_to_disk` wrote; foreign.as_row reads them.
 
-    Columns: one of type Audio; text, transcript, transcription or sentence; instruction and answer, or instructions;
-    or any other key of our own rows. Sound that lies within the data set is copied once into the cache
-    (RLSPEECH_CACHE, by default rlspeech in the user's cache) under its hash.
+    One column is of type Audio: its file is under `audio`. Sound that lies within the data set is copied once into the
+    cache (RLSPEECH_CACHE, by default rlspeech in the user's cache) under its hash.
     Raises UserError where the folder is no such data set, or has splits, or no Audio column.
     """
     import datasets
@@ -39,7 +37,7 @@ def rows(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for index, fields in enumerate(dataset):
         sound = _file_of(fields[column])
         others = {key: value for key, value in fields.items() if key not in columns}
-        yield f"{folder}[{index}]", as_row({"audio": sound, **others}, f"row-{index}")
+        yield f"{folder}[{index}]", {"audio": sound, **others}
 
 
 def _file_of(sound: Mapping[str, Any] | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Manifests: JSONL of our rows or of NeMo's, or a Hugging Face dataset folder, read into samples; and written.
+"""Manifests: JSONL of our rows, NeMo's or TRL's, or a Hugging Face dataset folder, read into samples; and written.
 
 A row is a recording (rows.py has its keys); every instruction of it becomes a sample. Audio paths are relative to the
 manifest.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlspeech.data import audio, hf
-from rlspeech.data.foreign import as_row
+from rlspeech.data.foreign import as_row, is_foreign
 from rlspeech.data.rows import Need, Row, parse, samples_of
 from rlspeech.errors import UserError, did_you_mean
 from rlspeech.types import Audio, Sample
@@ -37,7 +37,7 @@ def read(path: Path, *, needs: Iterable[Need] = ("audio",), skip_bad: bool = Fal
     seen: dict[str, str] = {}  # where each id was
     for where, raw in hf.rows(path) if path.is_dir() else _lines(path):
         try:
-            row = parse(_decoded(raw, where) if isinstance(raw, bytes) else raw)
+            row = parse(_fields(raw, where))
             if row.id in seen:
                 raise UserError(f"duplicate id {row.id!r}; first at {seen[row.id]}")
             found = samples_of(row, path.parent, wanted)
@@ -56,8 +56,8 @@ def read(path: Path, *, needs: Iterable[Need] = ("audio",), skip_bad: bool = Fal
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows as JSONL, beside and renamed. `audio` is a path as this process sees it; the manifest gets it
-    relative to itself, with forward slashes. Raises UserError where a row is not one that `read` takes.
+    """Writes rows, ours or TRL's, as JSONL, beside and renamed. `audio` is a path as this process sees it; the manifest
+    gets it relative to itself, with forward slashes. Raises UserError where a row is not one that `read` takes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -67,7 +67,7 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 fields = {**row, "audio": relative(row["audio"], path.parent)} if row.get("audio") else {**row}
                 if fields.get("more_audio"):
                     fields["more_audio"] = [relative(one, path.parent) for one in fields["more_audio"]]
-                parse(fields)
+                parse(as_row(fields, "") if is_foreign(fields) else fields)
                 file.write(json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n")
         os.replace(beside, path)
     finally:
@@ -93,16 +93,23 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield f"{path}:{number}", line
 
 
-def _decoded(line: bytes, where: str) -> Any:
+def _fields(raw: bytes | Mapping[str, Any], where: str) -> Any:
+    """Of a line, or of a row of a data set; under our names where they are others'."""
+    if not isinstance(raw, bytes):
+        return as_row(raw, f"row-{where[:-1].rpartition('[')[2]}")
+    fields = _decoded(raw)
+    if isinstance(fields, Mapping) and is_foreign(fields):
+        return as_row(fields, f"line-{where.rpartition(':')[2]}")
+    return fields
+
+
+def _decoded(line: bytes) -> Any:
     try:
-        fields = json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8: byte {line[error.start]:#04x} at {error.start}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"not JSON: {error.msg[0].lower()}{error.msg[1:]} at character {error.colno}") from error
-    if isinstance(fields, Mapping) and "audio_filepath" in fields:  # NeMo's key
-        return as_row(fields, f"line-{where.rpartition(':')[2]}")
-    return fields
 
 
 def _probe(row: Row, folder: Path) -> None:

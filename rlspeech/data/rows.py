@@ -1,5 +1,6 @@
 """One row of a manifest: one recording, what is said in it, and the instructions about it. Checked strictly."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import groupby
@@ -86,6 +87,7 @@ def parse(fields: Any) -> Row:
 def samples_of(row: Row, folder: Path, needs: Collection[Need]) -> list[Sample]:
     """One sample for each instruction, ids `{row}/{kind}` (`{kind}-2` for the second of a kind).
 
+    A row with one instruction may have the id of its sample already, as one that `as_trl` wrote has.
     Raises UserError, as `parse` does, where an instruction or something needed is missing.
     """
     if "transcript" in needs and not (row.transcript or "").strip():
@@ -102,7 +104,7 @@ def samples_of(row: Row, folder: Path, needs: Collection[Need]) -> list[Sample]:
         kinds[task.kind] = count = kinds.get(task.kind, 0) + 1
         samples.append(
             Sample(
-                id=f"{row.id}/{task.kind}" + (f"-{count}" if count > 1 else ""),
+                id=_sample_id(row, task.kind, count),
                 instruction=task.instruction,
                 audio=None if row.audio is None else Audio(folder / row.audio, row.start_s, row.end_s),
                 more_audio=tuple(Audio(folder / file) for file in row.more_audio),
@@ -160,6 +162,12 @@ def rows_of(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
 def recording_of(sample: Sample) -> str:
     """The id of the row that a sample is of."""
     return sample.id.rpartition("/")[0] or sample.id
+
+
+def _sample_id(row: Row, kind: str, count: int) -> str:
+    if not row.instructions and re.fullmatch(rf".+/{re.escape(kind)}(-\d+)?", row.id):
+        return row.id
+    return f"{row.id}/{kind}" + (f"-{count}" if count > 1 else "")
 
 
 def _instructions(row: Row) -> list[Instruction]:
