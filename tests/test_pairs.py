@@ -1,8 +1,10 @@
 """Which replies make a pair, and files of pairs in TRL's columns."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,19 @@ LOOP = Candidate(
     nats_per_byte=-0.4,
 )
 WRONG = Candidate("Kevin buys two red lamps.", scores={"names": 1.0}, faults=("names",), nats_per_byte=-0.9)
+
+
+ASKED, SYSTEM = {"role": "user", "content": "Who speaks?"}, {"role": "system", "content": "Be brief."}
+HEARD = {"type": "audio", "audio": "a.wav"}
+
+
+def said(content: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+def after(*messages: dict[str, Any]) -> dict[str, Any]:
+    """Conversations that begin so."""
+    return {"chosen": [*messages, said("Anna.")], "rejected": [*messages, said("Kevin.")]}
 
 
 def never(one: Candidate, longest: int) -> None:
@@ -151,14 +166,53 @@ def test_trl_takes_the_file_as_its_conversational_preference_format(tmp_path: Pa
             "rejected": [{"role": "user", "content": "Who speaks?"}, {"role": "assistant", "content": "Kevin."}],
             "score": 3,
         },
+        {"prompt": "Who speaks?", "chosen": [ASKED, said("Anna.")], "rejected": [ASKED, said("Kevin.")]},
+        {
+            "prompt": [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "Who speaks?"}]}],
+            "chosen": [said([{"type": "text", "text": "Anna", "audio": None}, {"type": "text", "text": "."}])],
+            "rejected": "Kevin.",
+        },
+        {
+            "prompt": [{"role": "user", "content": [HEARD, {"type": "text", "text": "Who speaks?"}]}],
+            "chosen": [said("Anna.")],
+            "rejected": [said("Kevin.")],
+            "audio": None,
+        },
+        {"prompt": "Who speaks?", "chosen": "Anna.", "rejected": "Kevin.", "audio": ["a.wav"]},
     ],
 )
 def test_pairs_of_others_are_read_in_trls_forms(row: dict, tmp_path: Path) -> None:
     pairs_of(tmp_path)
-    (tmp_path / "their.jsonl").write_text(json.dumps({**row, "audio": "a.wav"}) + "\n")
+    (tmp_path / "their.jsonl").write_text(json.dumps({"audio": "a.wav", **row}) + "\n")
     (pair,) = read(tmp_path / "their.jsonl")
     assert (pair.sample.instruction, pair.chosen, pair.rejected) == ("Who speaks?", "Anna.", "Kevin.")
     assert pair.sample.audio == Audio(tmp_path / "a.wav")
+    assert pair.sample.more_audio == ()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"audio": "a.wav", "more_audio": ["b.wav"]},
+        {"audio": ["a.wav", "b.wav"]},
+        {
+            "prompt": [
+                {"role": "user", "content": [HEARD, {**HEARD, "audio": "b.wav"}, {"type": "text", "text": "Who?"}]}
+            ]
+        },
+    ],
+)
+def test_every_audio_of_a_pair_is_heard_and_must_be_there(columns: dict, tmp_path: Path) -> None:
+    pairs_of(tmp_path)
+    path = tmp_path / "p.jsonl"
+    rows = [{"prompt": "Who?", "chosen": "Anna.", "rejected": "Kevin.", "audio": "a.wav"}]
+    rows.append({key: value for key, value in rows[0].items() if key != "audio"} | columns)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert str(caught.value) == f"{path}:2: audio missing: {tmp_path}/b.wav"
+    shutil.copy(tmp_path / "a.wav", tmp_path / "b.wav")
+    assert read(path)[1].sample.more_audio == (Audio(tmp_path / "b.wav"),)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +227,20 @@ def test_pairs_of_others_are_read_in_trls_forms(row: dict, tmp_path: Path) -> No
         ({"reason": 3}, "'reason' should be a valid list, got 3"),
         ({"start_s": "soon"}, "'start_s' should be a valid number, got 'soon'"),
         ({"more_audio": [1]}, "'more_audio[0]' should be a valid string, got 1"),
+        ({"audio": ["a.wav", 1]}, "'audio' must be the path of a file, relative to the one that names it, or a list"),
+        (
+            {"prompt": [SYSTEM, ASKED]},
+            "p.jsonl:1: 'prompt' has a message of role 'system'; a sample is one instruction",
+        ),
+        ({"prompt": [ASKED, said("Anna."), ASKED]}, "p.jsonl:1: 'prompt' has several turns (user, assistant, user, "),
+        ({"prompt": None} | after(SYSTEM, ASKED), "p.jsonl:1: 'chosen' has a message of role 'system'"),
+        ({"prompt": None} | after(ASKED, said("Bo."), ASKED), "p.jsonl:1: 'chosen' has several turns (user, "),
+        ({"prompt": None} | after(ASKED) | {"rejected": [SYSTEM, said("No.")]}, "begin with different messages"),
+        ({"prompt": "When?"} | after(ASKED), "'prompt' is not what chosen and rejected begin with"),
+        ({"prompt": None, "chosen": [ASKED], "rejected": [ASKED]}, "there is no 'prompt'"),
+        ({"rejected": [said("")]}, "'rejected' has no reply"),
+        ({"chosen": [said([{"type": "image"}])]}, "'chosen[0].content[0]' must be a part of type text, with its text"),
+        ({"chosen": [said([HEARD])]}, "'chosen' has audio in the reply; a reply is text"),
     ],
 )
 def test_what_is_no_pair_is_one_line(change: dict, what: str, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Beside those a row has what makes it a pair about audio: `audio` (relative to the file), `transcript`, and why the one
 is preferred. The columns of text are conversations, as in TRL's conversational preference format with an explicit
-prompt; read are also plain texts, and pairs without `prompt` whose two conversations begin with it.
+prompt; read are also plain texts, and pairs without `prompt` whose two conversations begin with it. The prompt is one
+message of a user: a pair has no place for more.
 """
 
 import json
@@ -15,12 +16,14 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from rlspeech.data import audio
+from rlspeech.data.conversations import Message, exchange, heard, message, read_messages
 from rlspeech.data.manifest import relative
 from rlspeech.data.rows import Part, first_fault
 from rlspeech.errors import UserError
 from rlspeech.types import Audio, Sample
 
 PARQUET = ".parquet"
+MISSING = "missing: a pair has prompt, chosen, rejected and audio"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def read(path: Path) -> list[Pair]:
         try:
             pair = _pair(row, path.parent, where.rpartition(":")[2])
             assert pair.sample.audio is not None
-            audio.probe(pair.sample.audio)
+            for one in (pair.sample.audio, *pair.sample.more_audio):
+                audio.probe(one)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         found.append(pair)
@@ -106,9 +110,9 @@ def _row(pair: Pair, folder: Path) -> dict[str, Any]:
     assert sample.audio is not None
     return {
         "id": sample.id,
-        "prompt": [{"role": "user", "content": sample.instruction}],
-        "chosen": [{"role": "assistant", "content": pair.chosen}],
-        "rejected": [{"role": "assistant", "content": pair.rejected}],
+        "prompt": [message("user", sample.instruction)],
+        "chosen": [message("assistant", pair.chosen)],
+        "rejected": [message("assistant", pair.rejected)],
         "audio": relative(sample.audio.path, folder),
         "start_s": sample.audio.start_s,
         "end_s": sample.audio.end_s,
@@ -146,24 +150,22 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 def _pair(row: Any, folder: Path, number: str) -> Pair:
     if not isinstance(row, Mapping):
         raise UserError("not a JSON object")
-    for name in ("chosen", "rejected", "audio"):
-        if not row.get(name):
-            raise UserError(f"{name!r} missing: a pair has prompt, chosen, rejected and audio")
-    if not isinstance(row["audio"], str):
-        raise UserError("'audio' must be the path of a file, relative to that of the pairs")
-    instruction = _text(row["prompt"], "prompt") if row.get("prompt") else _text(row["chosen"], "chosen", role="user")
-    chosen, rejected = _text(row["chosen"], "chosen"), _text(row["rejected"], "rejected")
+    asked, chosen, rejected = _texts(row)
     if chosen == rejected:
         raise UserError("chosen and rejected are the same text")
     try:
         known = Known.model_validate({name: value for name, value in row.items() if value is not None})
     except ValidationError as error:
         raise UserError(first_fault(error)) from error
+    files = heard(row.get("audio"), known.more_audio, asked)
+    if not files:
+        raise UserError(f"'audio' {MISSING}")
+    first, *others = (folder / file for file in files)
     sample = Sample(
         id=f"pair-{number}" if known.id is None else str(known.id),
-        instruction=instruction,
-        audio=Audio(folder / row["audio"], known.start_s, known.end_s),
-        more_audio=tuple(Audio(folder / file) for file in known.more_audio),
+        instruction=asked.text,
+        audio=Audio(first, known.start_s, known.end_s),
+        more_audio=tuple(Audio(file) for file in others),
         transcript=known.transcript,
         lang=known.lang,
         tags={"kind": known.kind} if known.kind else {},
@@ -183,13 +185,26 @@ def _pair(row: Any, folder: Path, number: str) -> Pair:
     )
 
 
-def _text(value: Any, name: str, *, role: str | None = None) -> str:
-    """Of a plain text, or of the last message of a conversation (of a role)."""
-    if isinstance(value, str) and role is None:
-        return value
-    messages = value if isinstance(value, list) else []
-    texts = [one.get("content") for one in messages if isinstance(one, Mapping) and role in (None, one.get("role"))]
-    if not texts or not isinstance(texts[-1], str):
-        told = "has no message of a user, and there is no 'prompt'" if role else "must be a text or a list of messages"
-        raise UserError(f"{name!r} {told}")
-    return texts[-1]
+def _texts(row: Mapping[str, Any]) -> tuple[Message, str, str]:
+    """The prompt and both replies, the prompt once: in its column, or as the beginning of both conversations."""
+    for name in ("chosen", "rejected"):
+        if not row.get(name):
+            raise UserError(f"{name!r} {MISSING}")
+    prompt = read_messages(row["prompt"], "prompt", role="user") if row.get("prompt") else []
+    chosen, rejected = (read_messages(row[name], name, role="assistant") for name in ("chosen", "rejected"))
+    begin = chosen[:-1]
+    if begin != rejected[:-1]:
+        raise UserError("chosen and rejected begin with different messages; a pair is about one prompt")
+    if begin and prompt == begin:  # some data sets have it twice
+        prompt = []
+    elif prompt and begin:
+        raise UserError("'prompt' is not what chosen and rejected begin with; keep one of them")
+    elif not prompt and not begin:
+        raise UserError("'chosen' has no message of a user, and there is no 'prompt'")
+    replies = []
+    for name, messages in (("chosen", chosen), ("rejected", rejected)):
+        asked, reply = exchange([*prompt, *messages], "prompt" if len(prompt) > 1 else name)
+        if reply is None or not reply.text:
+            raise UserError(f"{name!r} has no reply")
+        replies.append(reply.text)
+    return asked, replies[0], replies[1]
