@@ -6,7 +6,7 @@ the same. Shape letters: R rare words, P words of the pool.
 
 import random
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from rapidfuzz import fuzz, process
 
+from rlspeech.maths import phonetics
 from rlspeech.maths.marks import marked
 from rlspeech.maths.text import raw_words
 from rlspeech.types import Sample
 
-SPARE = 8  # hard distractors are drawn from so many more of the most alike words than are asked for
+ALIKE = 50.0  # of 100: what is less like a rare word is no hard distractor
+SPREAD = 10.0  # of words that differ in likeness by less, chance decides which is the nearer one
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,11 @@ class Synth:
 
     With probability `present` there is a list, of a size drawn evenly from size_low..size_high; with `hit` it holds
     rare words of the reference, a share of them drawn evenly from share_low..share_high (at least one word); the rest
-    are distractors, of which the share `hard` is spelled like a rare word of the reference and the others are drawn
-    evenly. A list is shuffled, so that a place in it tells nothing; it is shorter only where the pool runs out. As in
-    RLBR (arXiv 2601.13409) and Le et al. (arXiv 2104.02194): the words of `common`, the most frequent ones, are never
-    rare words.
+    are distractors, of which the share `hard` is the most like a rare word of the reference, in spelling or sound, that
+    the pool has (fewer where it has no more that are), and the others are drawn evenly. A list is shuffled and its
+    distractors take the capitals of the rare words, so that place and case tell nothing; it is shorter only where the
+    pool runs out. As in RLBR (arXiv 2601.13409) and Le et al. (arXiv 2104.02194): the words of `common`, the most
+    frequent ones, are never rare words.
     """
 
     seed: int = 0
@@ -102,7 +105,8 @@ class Synth:
                 share = rng.uniform(self.share_low, self.share_high)
                 count = max(1, int(len(rare) * share + rng.random()))  # rounded by chance: the mean is the share
                 listed = rng.sample(rare, min(count, size))
-            listed += _distractors(rng, sample, rare, pool, size - len(listed), hard=self.hard)
+            distractors = _distractors(rng, sample, rare, pool, size - len(listed), hard=self.hard)
+            listed += _cased(rng, distractors, rare)
             listed = [listed[place] for place in _generator(rng).permutation(len(listed)).tolist()]
         return replace(sample, rare_words=rare, biasing_words=tuple(listed), **self._shown(sample, rare, listed))
 
@@ -119,7 +123,7 @@ class Synth:
     @cached_property
     def _common(self) -> frozenset[str]:
         assert self.common is not None
-        lines = self.common.read_text(encoding="utf-8").splitlines()
+        lines = self.common.read_text(encoding="utf-8-sig").split("\n")
         return frozenset(line.split()[0].lower() for line in lines[: self.common_words] if line.strip())
 
 
@@ -132,6 +136,10 @@ class _Pool:
     place: dict[str, int]  # of a key
     phrases: dict[str, list[int]]  # of which a piece is part
     longest: int  # words of the longest phrase
+
+    @cached_property
+    def sounds(self) -> list[str]:
+        return [_sound(key) for key in self.keys]
 
     def said(self, sample: Sample, rare: Sequence[str]) -> set[int]:
         """Places of what the sample says, and of phrases with a piece of a rare one: a first name with another last."""
@@ -155,12 +163,14 @@ def _distractors(
     taken = known.said(sample, rare)
     chosen: list[int] = []
     alike = int(count * hard + rng.random()) if rare else 0
-    shares = Counter(rng.choices(rare, k=alike)) if alike else {}
-    for order, share in zip(_nearest(list(shares), known.keys), shares.values(), strict=True):
-        nearest = order[: share + SPARE + len(taken)].tolist()  # enough, were all of the taken ones among them
-        free = [place for place in nearest if place not in taken][: share + SPARE]
-        chosen += rng.sample(free, min(share, len(free)))
-        taken.update(chosen)
+    if alike:
+        alike_RP = _likeness(rare, known)
+        shares = Counter(rng.choices(range(len(rare)), k=alike))
+        rows = [(alike_RP[row], share) for row, share in shares.items()]
+        for alike_P, share in [*rows, (alike_RP.max(0), alike)]:  # in the end of any, where one has too few
+            free = [place for place in _nearest(rng, alike_P) if place not in taken]
+            chosen += free[: min(share, alike - len(chosen))]
+            taken.update(chosen)
     left = count - len(chosen)
     drawn = _generator(rng).choice(len(known.words), size=min(left + len(taken), len(known.words)), replace=False)
     chosen += [place for place in drawn.tolist() if place not in taken][:left]
@@ -192,10 +202,56 @@ def _key(word: str) -> str:
     return " ".join(raw_words(word))
 
 
-def _nearest(rare: Sequence[str], keys: Sequence[str]) -> np.ndarray:
-    """For each rare word the places of the pool [R, P], those spelled most alike first."""
-    alike_RP = process.cdist([_key(word) for word in rare], keys, scorer=fuzz.ratio, dtype=np.uint8)  # 0..100
-    return np.argsort(100 - alike_RP, axis=1, kind="stable")
+@lru_cache(maxsize=1 << 17)
+def _sound(key: str) -> str:
+    return phonetics.key(key)
+
+
+def _likeness(rare: Sequence[str], pool: _Pool) -> np.ndarray:
+    """Of rare words and the pool's [R, P], 0..100: of their spelling, or its mean with that of their sound if more.
+
+    Words without a sound, as in other scripts, are compared by their spelling.
+    """
+    keys = [_key(word) for word in rare]
+    spelled_RP = process.cdist(keys, pool.keys, scorer=fuzz.ratio, dtype=np.float32)
+    sounds = [_sound(key) for key in keys]
+    sounding_RP = process.cdist(sounds, pool.sounds, scorer=fuzz.ratio, dtype=np.float32)
+    sounding_RP[[not sound for sound in sounds]] = 0
+    return np.maximum(spelled_RP, (spelled_RP + sounding_RP) / 2)
+
+
+def _nearest(rng: random.Random, alike_P: np.ndarray) -> list[int]:
+    """Places of the pool's words that are alike, the nearest first."""
+    places = np.flatnonzero(alike_P >= ALIKE)
+    distance = -alike_P[places] + SPREAD * _generator(rng).random(len(places))
+    return places[np.argsort(distance, kind="stable")].tolist()
+
+
+def _cased(rng: random.Random, words: Sequence[str], rare: Sequence[str]) -> list[str]:
+    """Each in the capitals of a rare word: all, none, or those of the beginnings. Other rare words change nothing.
+
+    >>> _cased(random.Random(0), ["ann lee", "O'Neil", "IBM"], ["Bo", "Kim Moore"])
+    ['Ann Lee', "O'Neil", 'Ibm']
+    """
+    styles = [_style(word) for word in rare]
+    if not styles:
+        return list(words)
+    chosen = rng.choices(styles, k=len(words)) if len(set(styles)) > 1 else styles[:1] * len(words)
+    return [style(word) for style, word in zip(chosen, words, strict=True)]
+
+
+def _style(word: str) -> Callable[[str], str]:
+    """What spells another word as this one is."""
+    if word.islower():
+        return str.lower
+    if word.isupper() and sum(map(str.isalpha, word)) > 1:
+        return str.upper
+    return _titled if all(piece[0].isupper() for piece in word.split()) else str
+
+
+def _titled(word: str) -> str:
+    lower = word.lower() if word.isupper() else word
+    return " ".join(piece[0].upper() + piece[1:] for piece in lower.split())
 
 
 def _generator(rng: random.Random) -> np.random.Generator:

@@ -27,8 +27,8 @@ _NOT = r"""(?:
 )"""
 _WORK = r"""(?:
     help (?!\s (?:but|it|\w+ing) \b) | assist | comply | answer | respond | discuss | provide | share | offer | advise
-  | teach | write | create | generate | produce | fulfil\w* | participate | facilitate | talk\sabout | be\sof\shelp | show\syou
-  | explain\show
+  | teach | write | create | generate | produce | fulfil\w* | participate | facilitate | talk\sabout | be\sof\shelp
+  | show\syou | explain\show
   | (?:do|support|go\salong\swith|continue\swith|engage\s(?:in|with)) \s (?:that|this|it|so|such|any|what|your)
   | give \s (?:you|out|any|instructions|advice) | tell\syou (?!\s how \s (?:much|happy|glad|sorry|grateful|many)\b)
   | recommend (?! REST \b enough)

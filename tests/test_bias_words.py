@@ -65,15 +65,67 @@ def test_a_place_in_the_list_tells_nothing(drawn) -> None:
 
 def test_half_of_the_distractors_are_spelled_alike(drawn) -> None:
     """`kal...` are the near ones of Kalamik; drawn evenly they would be a quarter."""
-    near = [word.startswith("kal") for one in drawn for word in one.biasing_words if word in POOL]
+    near = [word.startswith("Kal") for one in drawn for word in one.biasing_words if word not in SAMPLE.rare_words]
     plain = lists(present=1.0, size_low=8, size_high=8, hard=0.0)
     even = [
-        word.startswith("kal")
+        word.startswith("Kal")
         for turn in range(2000)
         for word in plain.draw(SAMPLE, turn=turn, pool=POOL).biasing_words
+        if word not in SAMPLE.rare_words
     ]
     assert sum(even) / len(even) < 0.3
     assert sum(near) / len(near) > 0.4
+
+
+def test_a_hard_distractor_is_the_nearest_in_spelling_or_sound_and_never_one_that_is_not_near() -> None:
+    sample = Sample("s", "?", reference="call Kathy", rare_words=("Kathy",))
+    pool = ["ww", "zz", "Cathy", "Bo", "Kowal", "Xi", "Ogden", "Utt"]
+    for turn in range(200):
+        synth = lists(present=1.0, hit=0.0, size_low=1, size_high=1, hard=1.0)
+        assert synth.draw(sample, turn=turn, pool=pool).biasing_words == ("Cathy",)
+    sounds = replace(sample, reference="call Phil", rare_words=("Phil",))
+    found = {synth.draw(sounds, turn=turn, pool=["Pole", "Fill", "Chin"]).biasing_words for turn in range(50)}
+    assert found == {("Fill",)}  # all three have as many letters in common with it
+    by_chance = Counter(synth.draw(sample, turn=turn, pool=["ww", "zz", "Bo"]).biasing_words[0] for turn in range(300))
+    assert min(by_chance.values()) > 60  # none is near: the list is filled evenly
+
+
+def test_of_near_words_chance_decides_and_other_rare_words_take_up_what_one_does_not_have() -> None:
+    pool = ["Kalamit", "Kalamid", "Kalemik", "Kalimik", *[f"Uo{a}{b}" for a in "pqrstuv" for b in "pqrstuv"]]
+    synth = lists(present=1.0, hit=0.0, size_low=2, size_high=2, hard=1.0)
+    found = Counter(word for turn in range(400) for word in synth.draw(SAMPLE, turn=turn, pool=pool).biasing_words)
+    assert set(found) == set(pool[:4])
+    assert min(found[word] for word in ("Kalemik", "Kalimik")) > 300  # one letter of seven is another one in each
+
+
+@pytest.mark.parametrize(
+    ("rare", "listed"),
+    [
+        (("Bo", "Kim Moore"), {"Ann Lee", "O'neil", "McKay", "Ibm"}),
+        (("bo",), {"ann lee", "o'neil", "mckay", "ibm"}),
+        (("BO",), {"ANN LEE", "O'NEIL", "MCKAY", "IBM"}),
+        (("iPhone", "北京"), {"ann lee", "o'neil", "McKay", "IBM"}),
+        ((), {"ann lee", "o'neil", "McKay", "IBM"}),
+    ],
+)
+def test_the_case_of_a_word_does_not_give_the_answer_away(rare: tuple[str, ...], listed: set[str]) -> None:
+    sample = Sample("s", "?", reference="x", rare_words=rare)
+    synth = lists(present=1.0, hit=0.0, size_low=4, size_high=4)
+    assert set(synth.draw(sample, turn=0, pool=["ann lee", "o'neil", "McKay", "IBM"]).biasing_words) == listed
+
+
+def test_capitals_are_as_frequent_as_among_the_rare_words() -> None:
+    sample = Sample("s", "?", reference="Bo and hum", rare_words=("Bo", "hum"))
+    synth = lists(present=1.0, hit=0.0, size_low=100, size_high=100, hard=0.0)
+    found = [word.islower() for turn in range(100) for word in synth.draw(sample, turn=turn, pool=POOL).biasing_words]
+    assert sum(found) / len(found) == pytest.approx(0.5, abs=0.02)
+
+
+def test_words_of_a_script_without_sounds_are_compared_by_spelling() -> None:
+    sample = Sample("s", "?", reference="Иван", rare_words=("Иван",))
+    synth = lists(present=1.0, hit=0.0, size_low=1, size_high=1, hard=1.0)
+    pool = ["Мумтоз", "Иваси", "Щукуюы", "Ёфлэхц"]
+    assert {synth.draw(sample, turn=turn, pool=pool).biasing_words for turn in range(50)} == {("Иваси",)}
 
 
 def test_long_lists_have_their_share_of_hard_distractors() -> None:
@@ -128,7 +180,7 @@ def test_nothing_that_is_said_is_a_distractor_and_nothing_comes_twice() -> None:
     for turn in range(300):
         words = synth.draw(SAMPLE, turn=turn, pool=pool).biasing_words
         assert len(set(words)) == len(words) == 30
-        assert not {"now", "Call", "Ann", "kalamik", "ann lee", "lee now"} & set(words)
+        assert not {"now", "call", "ann", "kalamik", "ann lee", "lee now"} & {word.lower() for word in words}
 
 
 def test_a_draw_hangs_on_seed_turn_and_sample_alone() -> None:
@@ -188,6 +240,22 @@ def test_a_marked_list_of_two_thousand_is_drawn_at_once() -> None:
     assert time.perf_counter() - begin < 5
     assert {one.reference for one in found} == {"Call *Kalamik* and *Ann Lee* now."}
     assert all(len(one.biasing_words) == 2_000 for one in found)
+
+
+def test_a_list_of_two_thousand_takes_milliseconds() -> None:
+    synth = lists(present=1.0, size_low=2_000, size_high=2_000)
+    pool = tuple(f"{word}{place}" for word in POOL for place in range(50))
+    synth.draw(SAMPLE, turn=-1, pool=pool)  # the pool is read once
+    begin = time.perf_counter()
+    for turn in range(10):
+        synth.draw(SAMPLE, turn=turn, pool=pool)
+    assert time.perf_counter() - begin < 1
+
+
+def test_a_line_of_the_common_words_ends_at_its_end_alone(tmp_path: Path) -> None:
+    (tmp_path / "common.txt").write_bytes("\ufeffcall\r\nand\u2028\r\nnow\n".encode())
+    synth = lists(common=str(tmp_path / "common.txt"), common_words=3)
+    assert synth.rare_words(replace(SAMPLE, rare_words=())) == ("Kalamik", "Ann", "Lee")
 
 
 def test_as_a_synthesiser_it_takes_words_of_the_samples_before(tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ def biased_edits(
         raise ValueError(f"{len(references)} references, {len(hypotheses)} hypotheses, {len(rare)} lists of rare words")
     counts = np.zeros((len(references), 8), dtype=np.int64)
     starts = range(0, len(references), PAIRS_AT_ONCE)
-    blocks = [tuple(one[i : i + PAIRS_AT_ONCE] for one in (references, hypotheses, rare, counts)) for i in starts]
+    blocks: list[tuple[Any, ...]] = [
+        tuple(one[i : i + PAIRS_AT_ONCE] for one in (references, hypotheses, rare, counts)) for i in starts
+    ]
     if unit == "words":
         blocks = [block for block, done in zip(blocks, _scored(blocks, workers), strict=True) if not done]
     for block in blocks:
