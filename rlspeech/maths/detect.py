@@ -1,28 +1,21 @@
 """Signs of a degenerate reply, read off the RAW text: a normaliser would hide them."""
 
-import re
 import zlib
-from collections import Counter
 from dataclasses import replace
-
-from rapidfuzz import fuzz, process
+from itertools import pairwise
 
 from rlspeech.maths.found import NOTHING, Found, Reply, Span, joined
+from rlspeech.maths.heard import heard
 from rlspeech.maths.text import is_spaced, word_spans
 
 LONGEST_PHRASE = 8  # words
 LONGEST_PHRASE_UNSPACED = 24  # characters, in scripts without spaces between words
 LONGEST_PERIOD = 24  # characters of a loop within words
 TIMES = 3  # repetitions in a row that make a loop
+LAST_TIMES = 2  # that make one where they end the text, of a phrase of so many words, or characters of such a script
+SHORTEST_LAST, SHORTEST_LAST_UNSPACED, LONGEST_LAST = 3, 6, 24
 TIMES_OF_CHARACTERS = 5
 REPETITIVE = 0.3  # share of the words in loops that makes a reply repetitive
-
-ALIKE = 92  # of 100: two items that say the same
-FEWEST_ITEMS = 3
-SHORTEST_ITEM = 4  # characters: "No, no, I said no" is no list
-MOST_ITEMS = 400  # each is compared with all before it
-_ENUMERATOR = re.compile(r"^\s*(?:[-*•–—]|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])\s+")  # noqa: RUF001
-_INLINE = re.compile(r"[;,•]|\s[-–—]\s")  # noqa: RUF001
 
 FEWEST_BYTES = 80  # shorter texts compress badly, whatever they say
 WORDS_PER_S, CHARACTERS_PER_S = 4.0, 8.0  # of fast speech; characters in scripts without spaces
@@ -40,7 +33,7 @@ def repetition_share(text: str) -> float:
     >>> repetition_share("she said no no no and left")
     0.42857142857142855
     """
-    _, looped = _loops(text)
+    _, _, looped = _loops(text)
     return sum(looped) / len(looped) if looped else 0.0
 
 
@@ -50,15 +43,31 @@ def is_repetitive(text: str) -> bool:
 
 
 def word_loop(reply: Reply) -> Found:
-    """Phrases that are said again and again at once: `repetition_share`. The neural text degeneration of Holtzman et
-    al. (arXiv 1904.09751), across punctuation.
+    """Phrases that are said again and again at once: `repetition_share`, in which a phrase of SHORTEST_LAST to
+    LONGEST_LAST words that ends the reply needs LAST_TIMES alone. What the transcript says as often is none. The neural
+    text degeneration of Holtzman et al. (arXiv 1904.09751), across punctuation.
 
-    >>> word_loop(Reply("Yes. How to Get Away - How to Get Away - How to Get Away -")).spans
-    ((5, 56),)
+    >>> word_loop(Reply("Yes. How to Get Away - How to Get Away - How to")).spans
+    ((5, 47),)
     """
-    spans, looped = _loops(reply.text)
+    spans, tokens, looped = _loops(reply.text)
+    _mark_ends(tokens, looped, is_plain=is_spaced(reply.text), is_cut=not reply.ended)
+    if any(looped) and reply.transcript:
+        _unmark_said(reply, spans, looped)
     found = [span for span, is_looped in zip(spans, looped, strict=True) if is_looped]
     return Found(sum(looped) / len(looped), _runs(spans, looped)) if found else NOTHING
+
+
+def _unmark_said(reply: Reply, spans: list[Span], looped: list[bool]) -> None:
+    """A run of looped words that the transcript has, too, word by word, is read, and no loop."""
+    for start, end in _stretches(looped):
+        if heard(reply).has_row(reply.text[spans[start][0] : spans[end - 1][1]]):
+            looped[start:end] = [False] * (end - start)
+
+
+def _stretches(looped: list[bool]) -> list[Span]:
+    edges = [i for i, (a, b) in enumerate(pairwise([False, *looped, False])) if a != b]
+    return [*zip(edges[::2], edges[1::2], strict=True)]
 
 
 def character_loop(reply: Reply) -> Found:
@@ -69,7 +78,7 @@ def character_loop(reply: Reply) -> Found:
     >>> character_loop(Reply("hahahahaha yes")).spans
     ((0, 10),)
     """
-    text = reply.text.lower()
+    text = "".join(low if len(low := character.lower()) == 1 else character for character in reply.text)
     looped = [False] * len(text)
     for period in range(1, min(LONGEST_PERIOD, len(text) // TIMES_OF_CHARACTERS) + 1):
         _mark_loops(text, period, looped, times=TIMES_OF_CHARACTERS)
@@ -77,34 +86,14 @@ def character_loop(reply: Reply) -> Found:
     return Found(sum(end - start for start, end in spans) / len(text), tuple(spans)) if spans else NOTHING
 
 
-def repeated_lines(reply: Reply) -> Found:
-    """Share of the lines (of one line: of the items between commas, semicolons and dashes) that say what one before
-    them says, but for a few letters (rapidfuzz ratio ALIKE). What numbers them does not count; other digits do.
-
-    >>> repeated_lines(Reply("1. The Crown\\n2. Lost\\n3. The Crown\\n4. The crown")).spans
-    ((21, 33), (34, 46))
-    """
-    items = _items(reply.text)[:MOST_ITEMS]
-    if len(items) < FEWEST_ITEMS:
-        return NOTHING
-    texts = [" ".join(_ENUMERATOR.sub("", reply.text[start:end]).lower().split()) for start, end in items]
-    digits = [Counter(re.findall(r"\d+", text)) for text in texts]
-    again = []
-    for place in range(1, len(items)):
-        near = process.extract(texts[place], texts[:place], scorer=fuzz.ratio, score_cutoff=ALIKE, limit=None)
-        if any(digits[other] == digits[place] for _, _, other in near):
-            again.append(items[place])
-    return Found(len(again) / len(items), tuple(again)) if again else NOTHING
-
-
 def compression(reply: Reply) -> Found:
     """How much shorter zlib makes the text than it makes prose of that length: 1 - ratio / ratio of prose, at least 0.
 
     Whisper (arXiv 2212.04356, 4.5) decodes anew where a text compresses too well. The ratio of prose at n bytes is
-    fitted to English: see `prose_ratio`. Texts below FEWEST_BYTES have 0.
+    fitted to English: see `prose_ratio`. Texts below FEWEST_BYTES, and those that the transcript has, have 0.
     """
     raw = reply.text.encode("utf-8", "surrogatepass")
-    if len(raw) < FEWEST_BYTES:
+    if len(raw) < FEWEST_BYTES or (reply.transcript and heard(reply).has_row(reply.text)):
         return NOTHING
     score = 1 - len(zlib.compress(raw, 9)) / len(raw) / prose_ratio(len(raw))
     return Found(score, ((0, len(reply.text)),)) if score > 0 else NOTHING
@@ -147,7 +136,7 @@ def cut_loop(reply: Reply) -> Found:
     return NOTHING
 
 
-def _loops(text: str) -> tuple[list[Span], list[bool]]:
+def _loops(text: str) -> tuple[list[Span], list[str], list[bool]]:
     """The words (where there are none, the characters that are no spaces), and which of them lie in loops."""
     spans = word_spans(text) or [(i, i + 1) for i, character in enumerate(text) if not character.isspace()]
     tokens = [text[start:end].lower() for start, end in spans]
@@ -155,7 +144,24 @@ def _loops(text: str) -> tuple[list[Span], list[bool]]:
     longest = LONGEST_PHRASE if is_spaced(text) else LONGEST_PHRASE_UNSPACED
     for period in range(1, min(longest, len(tokens) // TIMES) + 1):
         _mark_loops(tokens, period, looped)
-    return spans, looped
+    return spans, tokens, looped
+
+
+def _mark_ends(tokens: list[str], looped: list[bool], *, is_plain: bool, is_cut: bool) -> None:
+    """Marks the end where it repeats what is one period before it; of a reply that was cut off, the last word may be
+    the beginning of one. Figures alone are no phrase: "555 123 99 555 123 99" is a number.
+    """
+    shortest = SHORTEST_LAST if is_plain else SHORTEST_LAST_UNSPACED
+    for period in range(shortest, min(LONGEST_LAST, len(tokens) // LAST_TIMES) + 1):
+        whole = [*tokens]
+        if is_cut and tokens[-1 - period].startswith(tokens[-1]):
+            whole[-1] = tokens[-1 - period]
+        start = len(whole)
+        while start > period and whole[start - 1] == whole[start - 1 - period]:
+            start -= 1
+        has_words = any(not token.isdigit() for token in whole[-period:])
+        if len(whole) - start >= (LAST_TIMES - 1) * period and has_words:
+            looped[start - period :] = [True] * (len(whole) - start + period)
 
 
 def _mark_loops(tokens: list[str] | str, period: int, looped: list[bool], *, times: int = TIMES) -> None:
@@ -184,19 +190,3 @@ def _runs(spans: list[Span], looped: list[bool]) -> tuple[Span, ...]:
 
 def _has_letter(text: str, span: Span) -> bool:
     return any(character.isalnum() for character in text[span[0] : span[1]])
-
-
-def _items(text: str) -> list[Span]:
-    """Lines with a word; of one line, what stands between separators. Ends are without spaces."""
-    lines = _pieces(text, r"\n")
-    return lines if len(lines) >= FEWEST_ITEMS else _pieces(text, rf"\n|{_INLINE.pattern}")
-
-
-def _pieces(text: str, separator: str) -> list[Span]:
-    edges = [0, *(edge for match in re.finditer(separator, text) for edge in match.span()), len(text)]
-    pieces = [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True)]
-    trimmed = [
-        (start + len(text[start:end]) - len(text[start:end].lstrip()), start + len(text[start:end].rstrip()))
-        for start, end in pieces
-    ]
-    return [(start, end) for start, end in trimmed if end - start >= SHORTEST_ITEM and word_spans(text[start:end])]

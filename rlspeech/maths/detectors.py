@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from rlspeech.maths.detect import character_loop, compression, cut_loop, repeated_lines, runaway, word_loop
+from rlspeech.maths.detect import character_loop, compression, cut_loop, runaway, word_loop
 from rlspeech.maths.found import Detector, Found, Reply
+from rlspeech.maths.lists import repeated_lines
+from rlspeech.maths.names import names
+from rlspeech.maths.negations import negation
 from rlspeech.maths.refusals import not_said, refused, silence
-from rlspeech.maths.support import content, date_values, names, negation, number_values, quotes
+from rlspeech.maths.support import content, date_values, number_values, quotes
 
 REPEATS = ("word_loop", "character_loop", "repeated_lines", "compression", "runaway", "cut_loop")
 UNSUPPORTED = ("names", "numbers", "dates", "quotes", "content", "negation", "not_said", "silence")
@@ -30,21 +33,21 @@ DETECTORS: Mapping[str, Detector] = {
     "silence": silence,
 }
 THRESHOLDS: Mapping[str, float] = {  # chosen by benchmarks/detectors.py
-    "word_loop": 0.2,
+    "word_loop": 0.15,
     "character_loop": 0.1,
     "repeated_lines": 0.25,
-    "compression": 0.4,
-    "runaway": 0.3,
-    "cut_loop": 1.0,
-    "names": 0.1,
-    "numbers": 0.3,
-    "dates": 0.5,
+    "compression": 0.25,
+    "runaway": 0.15,
+    "cut_loop": 0.5,
+    "names": 0.15,
+    "numbers": 0.15,
+    "dates": 0.25,
     "quotes": 0.5,
     "content": 0.65,
-    "negation": 0.75,
-    "not_said": 1.0,
-    "refused": 1.0,
-    "silence": 1.0,
+    "negation": 0.4,
+    "not_said": 0.5,
+    "refused": 0.5,
+    "silence": 0.5,
 }
 
 

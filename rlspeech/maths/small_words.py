@@ -1,5 +1,6 @@
 """Words that carry no content, by language: what a reply may say without the speech saying it."""
 
+import re
 from functools import lru_cache
 
 _EN = """
@@ -44,7 +45,14 @@ mi ti si ci vi ne mio tuo suo nostro vostro questo questa questi queste quello q
 erano essere stato ha ho hai abbiamo hanno aveva avere c'è fa può possono deve non né mai niente nulla nessuno sì
 anche molto più meno già ancora tutto tutta tutti altre altro altri stesso dice dicono dire detto chiede parla
 parlano persona persone registrazione conversazione domanda risposta oratore chiama"""
-_WORDS = {"en": _EN, "de": _DE, "fr": _FR, "es": _ES, "it": _IT}
+_PT = """
+o a os as um uma uns umas e ou mas se então que quem qual quais onde quando como por para com sem sobre de do da dos
+das em no na nos nas ao à aos às pelo pela entre até desde durante depois antes eu tu você ele ela nós vocês eles elas
+me te lhe lhes meu minha teu tua seu sua seus suas nosso nossa este esta isto esse essa isso aquele aquela é és são sou
+somos era eram ser estar está estão estava foi foram tem têm tinha ter há haver faz pode podem deve não nem nunca nada
+ninguém nenhum nenhuma sim também muito mais menos já ainda todo toda todos todas outro outra outros mesmo diz dizem
+disse dizer perguntar fala falam pessoa pessoas gravação conversa pergunta resposta chama"""
+_WORDS = {"en": _EN, "de": _DE, "fr": _FR, "es": _ES, "it": _IT, "pt": _PT}
 SHORT = 3  # letters: in other languages words of so many carry no content
 
 NEGATIONS = {
@@ -53,7 +61,13 @@ NEGATIONS = {
     "fr": "ne n' pas jamais rien aucun aucune",
     "es": "no nunca jamás nada nadie ningún ninguno ninguna tampoco",
     "it": "non mai niente nulla nessuno nessuna",
+    "pt": "não nunca jamais nada nem ninguém nenhum nenhuma tampouco",
 }
+_CHINESE_NEGATIONS = re.compile(
+    r"(不过|不但|不仅|不同|不错|不久|差不多|非常|无论|特别|别人|别的|区别|个别|分别|性别|级别|告别|未来|(.)[不没]\2|有没有)"
+    r"|没有|[不没未无非勿别]"
+)
+UNSPACED_NEGATIONS = {"zh": _CHINESE_NEGATIONS, "yue": _CHINESE_NEGATIONS}
 
 
 @lru_cache(maxsize=16)
@@ -81,3 +95,15 @@ def negates(word: str, lang: str) -> bool:
     (True, True, False)
     """
     return word in _negations(lang) or (lang == "en" and word.endswith("n't"))
+
+
+def without_negations(text: str, lang: str) -> tuple[str, int]:
+    """Of a script without spaces: the text without what negates it, and how often it is negated.
+
+    >>> without_negations("她不喜欢猫", "zh")
+    ('她喜欢猫', 1)
+    """
+    if lang not in UNSPACED_NEGATIONS:
+        return text, 0
+    found = [match[1] is None for match in UNSPACED_NEGATIONS[lang].finditer(text)]
+    return UNSPACED_NEGATIONS[lang].sub(lambda match: match[1] or "", text), sum(found)
