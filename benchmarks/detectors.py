@@ -1,27 +1,28 @@
 """Precision and recall of each detector on replies with planted faults; its threshold is chosen on the other half.
 
 The clean replies are written by hand (data/detectors.jsonl): answers, lists, summaries, transcripts, with misspelt
-names, numbers in digits, choruses. The faults are planted by the rules below, seeded. Half of the recordings choose the
-thresholds, the other half judges.
+names, numbers in digits, choruses, answers that sound like refusals. The faults are planted by the rules of
+detectors_faults.py, seeded. Half of the recordings choose the thresholds, the other half judges. The recordings of
+data/detectors_held_out.jsonl were written after the rules, and nothing was mended by them.
 """
 
 import argparse
 import json
 import random
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from rlspeech.maths.detect import CHARACTERS_PER_S, GRACE, WORDS_PER_S
+from detectors_faults import ALSO, PLANTS
+
 from rlspeech.maths.detectors import DETECTORS, THRESHOLDS
 from rlspeech.maths.found import Reply
-from rlspeech.maths.quantities import dates, numbers
 
-ROWS = Path(__file__).parent / "data" / "detectors.jsonl"
-NAMES = ["Zoltan", "Fatima", "Brigitte", "Quentin", "Nkechi", "Dmitri"]
+DATA = Path(__file__).parent / "data"
+ROWS, HELD_OUT = DATA / "detectors.jsonl", DATA / "detectors_held_out.jsonl"
 REFUSALS = ["That was not said.", "The recording does not mention it.", "It is not known.", "No information is given."]
-UNHEARD = ["There is no speech.", "Nothing is said in the recording.", "Silence.", "[inaudible]", ""]
+UNHEARD = ["There is no speech.", "Nothing is said in the recording.", "Silence.", "[inaudible]", "", "Only noise."]
+UNSPOKEN = ["", "[noise]", "(music)"]
 STEP = 0.05
 
 
@@ -38,36 +39,57 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the faults and of the halves")
     seed = parser.parse_args().seed
     choosing, judging = halves(seed)
-    print(f"{len(choosing)} replies to choose by, {len(judging)} to judge by\n")
+    unseen = held_out(seed)
+    print(f"{len(choosing)} replies to choose by, {len(judging)} to judge by, {len(unseen)} held out\n")
     print("| detector | threshold | precision | recall | planted | clean and flagged |\n|---|---|---|---|---|---|")
     for name in DETECTORS:
         threshold = chosen_threshold(name, choosing)
-        hits, misses, wrong = counts(name, threshold, judging)
-        precision = f"{hits / (hits + wrong):.2f}" if hits + wrong else "–"  # noqa: RUF001
-        told = f"{precision} | {hits / max(1, hits + misses):.2f} | {hits + misses} | {wrong}"
         note = "" if threshold == THRESHOLDS[name] else f" (in use: {THRESHOLDS[name]:g})"
-        print(f"| `{name}` | {threshold:g}{note} | {told} |")
+        print(f"| `{name}` | {threshold:g}{note} | {' | '.join(told(name, threshold, judging))} |")
+    print("\nHeld out:\n\n| detector | precision | recall | planted | clean and flagged |\n|---|---|---|---|---|")
+    for name in DETECTORS:
+        print(f"| `{name}` | {' | '.join(told(name, THRESHOLDS[name], unseen))} |")
+
+
+def told(name: str, threshold: float, cases: Sequence[Case]) -> tuple[str, str, str, str]:
+    """Precision, recall, planted, clean and flagged; - where there is nothing to divide by."""
+    hits, misses, wrong = counts(name, threshold, cases)
+    precision = f"{hits / (hits + wrong):.2f}" if hits + wrong else "-"
+    recall = f"{hits / (hits + misses):.2f}" if hits + misses else "-"
+    return precision, recall, str(hits + misses), str(wrong)
 
 
 def halves(seed: int) -> tuple[list[Case], list[Case]]:
     """By recording, so that nothing of a recording is in both."""
     rng = random.Random(seed)
-    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+    rows = _rows(ROWS)
     rng.shuffle(rows)
     parts = rows[::2], rows[1::2]
     first, second = ([case for row in part for case in cases_of(row, part, rng)] for part in parts)
     return first, second
 
 
+def held_out(seed: int) -> list[Case]:
+    rows, rng = _rows(HELD_OUT), random.Random(seed)
+    return [case for row in rows for case in cases_of(row, rows, rng)]
+
+
+def _rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def chosen_threshold(name: str, cases: Sequence[Case]) -> float:
-    """The highest of those with the best F1."""
+    """The middle of those with the best F1: as far from what is clean as from what is planted."""
     found = scores(name, cases)
 
     def f1(threshold: float) -> float:
         hits, misses, wrong = counted(found, threshold)
         return 2 * hits / max(1, 2 * hits + misses + wrong)
 
-    return max((round(STEP * step, 2) for step in range(1, 21)), key=lambda one: (round(f1(one), 6), one))
+    asked = [round(STEP * step, 2) for step in range(1, 21)]
+    most = max(map(f1, asked))
+    best = [one for one in asked if f1(one) > most - 1e-9]
+    return best[(len(best) - 1) // 2]
 
 
 def counts(name: str, threshold: float, cases: Sequence[Case]) -> tuple[int, int, int]:
@@ -95,118 +117,32 @@ def cases_of(row: dict, others: Sequence[dict], rng: random.Random) -> Iterator[
     for text in [*row["clean"], row["said"]]:
         clean = Reply(text, **asked, is_answerable=True)
         yield Case(clean)
-        for name, plant in PLANTS.items():
-            planted = plant(clean, other, rng)
-            if planted is not None:
-                yield Case(planted, ALSO.get(name, (name,)))
+        for name, plants in PLANTS.items():
+            for plant in plants:
+                planted = plant(clean, other, rng)
+                if planted is not None:
+                    yield Case(planted, ALSO.get(name, (name,)))
     for text in row["negated"]:
         yield Case(Reply(text, **asked), ("negation",))
     for text in REFUSALS:
         yield Case(Reply(text, **asked, is_answerable=False))
         yield Case(Reply(text, **asked, is_answerable=True), ("refused",))
+        if other is not row:
+            more = f"{text[:-1]}, but {other['clean'][0]}"
+            yield Case(Reply(more, **asked, is_answerable=False), ("not_said",))
     yield Case(Reply(rng.choice(row["clean"]), **asked, is_answerable=False), ("not_said",))
-    quiet = {**asked, "transcript": ""}
+    yield from _quiet(row, asked, rng)
+
+
+def _quiet(row: dict, asked: dict, rng: random.Random) -> Iterator[Case]:
+    """The same audio with nothing in it but noise."""
+    quiet = {**asked, "transcript": rng.choice(UNSPOKEN)}
     for text in UNHEARD:
         yield Case(Reply(text, **quiet))
-    yield Case(Reply(rng.choice(row["clean"]), **quiet), ("silence",))
-
-
-def _looped(reply: Reply, other: dict, rng: random.Random) -> Reply:
-    phrase = " ".join(reply.text.split()[: rng.randint(1, 5)]).strip(".,;:!?")
-    mark = rng.choice([" ", " - ", ", ", ". "])
-    return replace(reply, text=f"{reply.text} {mark.join([phrase] * rng.randint(6, 12))}")
-
-
-def _stammered(reply: Reply, other: dict, rng: random.Random) -> Reply:
-    piece = rng.choice(["ha", "la", "na-", "o", "ho ho", "哈"])
-    return replace(reply, text=f"{reply.text} {piece * rng.randint(20, 40)}")
-
-
-def _listed(reply: Reply, other: dict, rng: random.Random) -> Reply | None:
-    items = re.split(r"\n|, ", reply.text)
-    if len(items) < 3:
-        return None
-    again = [
-        item.rstrip(".") if rng.random() < 0.5 else item.upper()
-        for item in rng.choices(items, k=rng.randint(2, 2 * len(items)))
-    ]
-    return replace(reply, text=("\n" if "\n" in reply.text else ", ").join([*items, *again]))
-
-
-def _said_again(reply: Reply, other: dict, rng: random.Random) -> Reply | None:
-    """With a long period, which no loop of phrases is."""
-    if len(reply.text.split()) < 9:
-        return None
-    return replace(reply, text=" ".join([reply.text, other["clean"][0]] * rng.randint(3, 6)))
-
-
-def _run_away(reply: Reply, other: dict, rng: random.Random) -> Reply:
-    words = [*other["said"]] if reply.lang == "zh" else other["said"].split()
-    most = GRACE + (reply.audio_s or 0) * (CHARACTERS_PER_S if reply.lang == "zh" else WORDS_PER_S)
-    words = rng.choices(words, k=int(most * rng.uniform(1.5, 6)) + 1)
-    return replace(reply, text=("" if reply.lang == "zh" else " ").join(words))
-
-
-def _cut(reply: Reply, other: dict, rng: random.Random) -> Reply:
-    looped = _looped(reply, other, rng)
-    return replace(looped, text=looped.text[: -rng.randint(1, 3)], ended=False)
-
-
-def _renamed(reply: Reply, other: dict, rng: random.Random) -> Reply | None:
-    found = [m for m in re.finditer(r"(?<=\w )[A-Z]\w+", reply.text) if not dates(m[0], reply.lang)]
-    if not found or reply.lang in ("de", "zh"):
-        return None
-    match = rng.choice(found)
-    return replace(reply, text=reply.text[: match.start()] + rng.choice(NAMES) + reply.text[match.end() :])
-
-
-def _miscounted(reply: Reply, other: dict, rng: random.Random) -> Reply | None:
-    found = [one for one in numbers(reply.text, reply.lang) if not re.match(r"\d+\.\s", reply.text[one.span[0] :])]
-    if not found:
-        return None
-    start, end = rng.choice(found).span
-    return replace(reply, text=f"{reply.text[:start]}{rng.randint(601, 699)}{reply.text[end:]}")
-
-
-def _misdated(reply: Reply, other: dict, rng: random.Random) -> Reply | None:
-    swaps = {"en": "Wednesday August", "de": "Donnerstag Dezember", "fr": "mardi avril", "es": "viernes mayo"}
-    found = dates(reply.text, reply.lang)
-    if not found or reply.lang not in swaps:
-        return None
-    one = rng.choice(found)
-    day, month = swaps[reply.lang].split()
-    new = day if str(one.value).startswith("day") else month
-    if reply.transcript and new.lower() in reply.transcript.lower():
-        return None
-    return replace(reply, text=reply.text[: one.span[0]] + new + reply.text[one.span[1] :])
-
-
-def _misquoted(reply: Reply, other: dict, rng: random.Random) -> Reply | None:
-    if reply.lang == "zh" or other["said"] == reply.transcript:
-        return None
-    return replace(reply, text=f'{reply.text} "{" ".join(other["said"].split()[:6])}"')
-
-
-def _invented(reply: Reply, other: dict, rng: random.Random) -> Reply | None:
-    if other["said"] == reply.transcript:
-        return None
-    return replace(reply, text=f"{rng.choice(other['clean'][-2:])} {other['clean'][0]}")
-
-
-PLANTS: dict[str, Callable[[Reply, dict, random.Random], Reply | None]] = {
-    "word_loop": _looped,
-    "character_loop": _stammered,
-    "repeated_lines": _listed,
-    "compression": _said_again,
-    "runaway": _run_away,
-    "cut_loop": _cut,
-    "names": _renamed,
-    "numbers": _miscounted,
-    "dates": _misdated,
-    "quotes": _misquoted,
-    "content": _invented,
-}
-ALSO = {"cut_loop": ("cut_loop", "word_loop")}
+    text = rng.choice(row["clean"])
+    leads = ["Nobody knows that ", "There is a noise, and then "] if row["lang"] == "en" else []
+    for lead in ["", *leads]:
+        yield Case(Reply(lead + text, **quiet), ("silence",))
 
 
 if __name__ == "__main__":
