@@ -94,17 +94,17 @@ def test_groups_without_spread_are_replaced_by_other_samples(calls, small_studen
     (tmp_path / "mine.py").write_text(FLAT)
     reward = f"--rewards={{mine = {{reward = '{tmp_path}/mine.py:alike'}}}}"
     told, drawn = {}, {}
-    for rounds in (0, 1, 2):
+    for rounds in (0, 2):
         run = tmp_path / f"run{rounds}"
         more = [reward, "--groups.reference=off", f"--groups.refill-rounds={rounds}", "--optim.steps=1"]
         assert main(arguments(calls, small_student, run, *more)) == 0
         told[rounds] = lines(run / "metrics.jsonl")[1]
         drawn[rounds] = list(dict.fromkeys(row["id"] for row in lines(run / "rollouts.jsonl")))
     assert "groups/refilled" not in told[0]
-    assert [told[rounds]["groups/refilled"] for rounds in (1, 2)] == [1, 2]
-    assert [told[rounds]["groups/no_spread_share"] for rounds in (0, 1, 2)] == [0.5] * 3  # that is kept which is last
-    assert drawn[0][1] == drawn[1][0] == drawn[2][0]  # the one with spread stays
-    assert told[2]["data/audio_s"] > told[1]["data/audio_s"] > told[0]["data/audio_s"]  # all that was heard is told of
+    assert told[2]["groups/refilled"] == 2
+    assert [told[rounds]["groups/no_spread_share"] for rounds in (0, 2)] == [0.5] * 2  # that is kept which is last
+    assert drawn[0][1] == drawn[2][0]  # the one with spread stays
+    assert told[2]["data/audio_s"] > told[0]["data/audio_s"]  # all that was heard is told of
 
 
 def test_a_run_that_no_reward_judges_is_stopped(calls, small_student, tmp_path, capsys) -> None:
