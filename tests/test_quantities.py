@@ -80,6 +80,8 @@ def test_phrases_are_read_whole_and_one_alone_is_no_number() -> None:
     said = numbers("nineteen ninety two, a dozen, 1.5 and 1,200; one of them, the third")
     assert [str(one.value) for one in said] == ["1992", "12", "3/2", "1200", "3"]
     assert 1 in number_values_in("one of them", "en")
+    assert numbers("Second, she comes in a second.") == []
+    assert [str(one.value) for one in numbers("2-3 lamps, COVID-19, the second one")] == ["2", "3", "19", "2"]
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, "nine " * 5000, "1." * 5000, "million " * 3000, "½" * 99, "0/0", "1/0"])

@@ -48,6 +48,8 @@ def before_number(tokens: Sequence[Token], at: int) -> tuple[Fraction, int, bool
             return Fraction(scale, 2), at + 3, False, ()
     if word in ("a", "an") and _word(tokens, at + 1) in _UNITS and _half_follows(tokens, at + 2):
         return Fraction(3, 2), at + 5, False, ()
+    if word in ("a", "per", "every") and _word(tokens, at + 1) == "second":
+        return Fraction(2), at + 2, True, ()  # "in a second"; or a second one
     if word in ("half", "quarter"):
         return Fraction(1, _PARTS[word]), at + 1, True, ()
     if word == "a" and _word(tokens, at + 1) in ORDINALS and _word(tokens, at + 1) in _PARTS:

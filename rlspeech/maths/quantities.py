@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from rlspeech.maths.clock import time_after_hour, time_before_hour, time_of
 from rlspeech.maths.digits import DIGITS, Reading, readings, with_suffix
-from rlspeech.maths.english_numbers import ENGLISH, after_number, before_number, in_a_row
+from rlspeech.maths.english_numbers import ENGLISH, ORDINALS, after_number, before_number, in_a_row
 from rlspeech.maths.found import Span
 from rlspeech.maths.number_words import CHINESE_DIGITS, Token, Words, cardinal, chinese, split_words, words_of
 from rlspeech.maths.text import word_spans
@@ -176,7 +176,8 @@ def _worded(
         others.append((whole / 100,))
     is_one = whole == 1 and end == at + 1 and tokens[at].digits is None
     is_verb = end == at + 1 and tokens[at].word in _ALSO_VERBS.get(lang, ())
-    return Quantity(whole, span, tuple(others), is_one or is_verb), end
+    is_marker = end == at + 1 and tokens[at].word in ORDINALS and text[span[1] : span[1] + 1] == ","  # "Second, he ..."
+    return Quantity(whole, span, tuple(others), is_one or is_verb or (lang == "en" and is_marker)), end
 
 
 def _literal(text: str, tokens: Sequence[Token], at: int, lang: str) -> tuple[Quantity, int]:
