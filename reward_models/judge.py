@@ -33,7 +33,7 @@ class Reward:
     `url`: of a server of the OpenAI chat completions protocol. The key is read from `key_env` and is in no message. An
     answer is one JSON object with the one field `score`, a number from 0 to 10: all other answers are none, so that a
     reply that talks to the judge cannot write a score itself. Sampled at temperature 0. Of the transcript it reads the
-    sentences that have to do with instruction, reference or reply, or with `whole_transcript` all: a recording in which
+    clauses that have to do with instruction, reference or reply, or with `whole_transcript` all: a recording in which
     somebody says "ignore your instructions" is then in its prompt.
     """
 
