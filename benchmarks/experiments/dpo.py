@@ -65,7 +65,7 @@ def distilled(args: argparse.Namespace) -> Path:
     own = [*tests(out), "--data.train", out / "data/train.jsonl", "--resume", "--threads", args.threads]
     rlspeech("sft", "tiny/sft", *own, "--student", args.student, "--run-dir", out / "sft")
     more = ["--student", out / "sft/checkpoint", "--run-dir", out / "distill", "--sampling.max-tokens", TOKENS]
-    rlspeech("distill", "tiny/distill", *own, *more)
+    rlspeech("distill", "tiny/distill", *own, *more, "--optim.steps", 11)
     return out / "distill/checkpoint"
 
 
