@@ -1,4 +1,4 @@
-"""`rlspeech pairs` on Ray: two vLLM engines write, one that reads the transcript scores."""
+"""`rlspeech pairs` on Ray: a vLLM engine writes, another one that reads the transcript scores."""
 
 import json
 import subprocess
@@ -32,13 +32,13 @@ def test_on_a_cluster_it_writes_what_one_process_writes(
     spoken: Path,
     tmp_path: Path,
 ) -> None:
-    """Replies are drawn by sample and seed, whoever of the workers draws them; likelihoods are a teacher's in here."""
+    """Replies are drawn by sample and seed, wherever they are drawn; likelihoods are a teacher's in here."""
     import ray
 
     address = ray.get_runtime_context().gcs_address
     train = spoken / "train.jsonl"
     given = [f"--student={vllm_student}", f"--teacher={vllm_teacher}", f"--data.train={train}", *GIVEN]
-    workers = [f"--cluster={{address = '{address}', rollout_workers = 2}}", "--engines.teacher=vllm"]
+    workers = [f"--cluster={{address = '{address}', rollout_workers = 1}}", "--engines.teacher=vllm"]
     command = [sys.executable, "-m", "rlspeech", "pairs", "tiny/pairs", f"--run-dir={tmp_path}/run"]
     done = subprocess.run([*command, *given, *workers], capture_output=True, text=True, timeout=400, check=False)
     assert (tmp_path / "run" / "replies.jsonl").is_file(), done.stderr[-3000:]

@@ -1,8 +1,10 @@
 """`rlspeech pairs` and `rlspeech dpo` from recipe to checkpoint, with small models: records, resuming, bad input."""
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +291,16 @@ def test_replies_without_a_pair_can_be_chosen_from_otherwise(spoken, small_stude
     assert "detectors.names was ['names'], now ['silence']" in capsys.readouterr().err
 
 
+def test_an_empty_set_of_replies_is_one_line(tmp_path: Path, capsys) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'stage = "pairs"\nstudent = "tiny"\nrun_dir = "run"\n[data]\ntrain = "a.jsonl"\n[replies]\ntemperatures = []\n'
+    )
+    assert main(["pairs", str(recipe)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith("mine.toml [replies] temperatures: must hold at least one, got []")
+
+
 def test_without_a_pair_it_says_why_and_keeps_the_replies(spoken, small_student, tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
     more = ["--replies.temperatures=1e-6", "--replies.n=2"]
@@ -300,9 +312,32 @@ def test_without_a_pair_it_says_why_and_keeps_the_replies(spoken, small_student,
     assert not (run / "pairs.jsonl").exists()
 
 
-def test_a_judge_that_gives_no_score_is_one_line(spoken, small_student, tmp_path: Path, capsys) -> None:
-    """As `judge` does of a server that is not there, or that answers with anything but its schema."""
-    more = ["--rewards.judge.reward=judge", "--rewards.judge.options={url = 'http://127.0.0.1:9', retries = 0}"]
+@pytest.fixture
+def babbling() -> Iterator[str]:
+    """The address of a server that answers everything with what is no score."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"choices": [{"message": {"content": "Ten out of ten!"}}]}).encode())
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_judge_that_gives_no_score_is_one_line(
+    answers: bool, babbling: str, spoken, small_student, tmp_path: Path, capsys
+) -> None:
+    """One that is not there, and one that answers with anything but its schema."""
+    url = babbling if answers else "http://127.0.0.1:9"
+    more = ["--rewards.judge.reward=judge", f"--rewards.judge.options={{url = '{url}', retries = 0}}"]
     assert main(pairs_arguments(spoken, small_student, None, tmp_path / "run", *more)) == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert "rewards: judge gave none of" in told
