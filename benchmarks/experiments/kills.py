@@ -17,7 +17,7 @@ from rlspeech.config import EvaluateConfig, PipelineConfig
 from rlspeech.recipe import CONFIGS, dump_toml, find_recipe, load, stage_of
 
 FIRST_S = 4.0  # no kill before the command has begun
-SHARE = 1.2  # of the uncut run's time over the kills: twice the mean time to a kill; above 1 what is lost is made up for
+SHARE = 1.2  # of the uncut time over the kills: twice the mean time to a kill; above 1, what is lost is made up for
 LEARNS = {"optim.steps": "3", "checkpoints.every_steps": "1", "held_out.samples": "1"}
 SHORT = {  # settings of a stage's shortened recipe
     "align": {"frames.steps": "80", "optim.steps": "3", "checkpoints.every_steps": "1"},
