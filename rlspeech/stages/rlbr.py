@@ -164,7 +164,7 @@ class Reinforcement(OnPolicy):
         if self.config.groups.refill_rounds:
             groups, flat_ones = _by_spread(rounds[0].groups)
             for turn in range(1, 1 + self.config.groups.refill_rounds):
-                if not flat_ones:
+                if not flat_ones or len(groups) >= want:  # a recording may have several instructions
                     break
                 rounds.append(self._round(step, turn, want - len(groups)))
                 found, flat_ones = _by_spread(rounds[-1].groups)
