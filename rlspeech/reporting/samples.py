@@ -8,9 +8,7 @@ from itertools import chain, pairwise, zip_longest
 
 from rlspeech.data.audio import duration_s, read, wav_bytes
 from rlspeech.errors import UserError
-from rlspeech.maths.edits import word_error_rate
-from rlspeech.maths.scores import TRANSCRIBE, is_right
-from rlspeech.maths.text import words
+from rlspeech.maths.scores import TRANSCRIBE, is_right, word_errors
 from rlspeech.reporting.read_runs import Evaluation, Job, Reply, Stage
 from rlspeech.reporting.summary import percent
 from rlspeech.types import Audio, Sample
@@ -180,10 +178,10 @@ def _judged(asked: Reply, text: str) -> tuple[bool | None, str]:
     if asked.reference is None:
         return None, ""
     kind = asked.kind or asked.id.rpartition("/")[2]
-    if kind == TRANSCRIBE:
-        rate = word_error_rate([(words(asked.reference, asked.lang), words(text, asked.lang))])
-        return (None, "") if rate is None else (rate == 0, f"WER {percent(rate, 0)}")
     tags = {"kind": kind} | ({"key": asked.key} if asked.key else {})
     sample = Sample(asked.id, asked.instruction or "", reference=asked.reference, lang=asked.lang, tags=tags)
+    if kind == TRANSCRIBE:
+        rate = word_errors([(sample, text)])["wer"]
+        return (None, "") if rate is None else (rate == 0, f"WER {percent(rate, 0)}")
     found = is_right(sample, text)
     return found, "right" if found else "not right"
