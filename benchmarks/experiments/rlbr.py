@@ -13,6 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+from rlspeech.maths.text import raw_words
 
 CORES = len(os.sched_getaffinity(0))
 SIZES = (10, 50, 100)
@@ -53,6 +56,7 @@ def main() -> None:
         list(pool.map(one, runs))
         first.result()
     show(out, args.arms, args.seeds)
+    show_misses(out, [START, *(f"{arm}-{args.seeds[0]}" for arm in args.arms)])
 
 
 def arguments() -> argparse.Namespace:
@@ -100,6 +104,35 @@ def show(out: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
             cells = [spread([one[key] for one in found]) for key in MEASURES]
             change = [one["b_wer"] / start[size]["b_wer"] - 1 for one in found]
             print(f"| {arm} | {size} | " + " | ".join(cells) + f" | {spread(change, sign='+')} |")
+
+
+def show_misses(out: Path, names: Sequence[str]) -> None:
+    """What is written where a rare word is missed: another word of the list, or one of the student's own."""
+    print("\n| run | list | names missed | of these, with another listed name in the reply |\n|---|---|---|---|")
+    for name in names:
+        found = json.loads((out / f"evaluate-{name}/evaluation.json").read_text(encoding="utf-8"))["samples"]
+        for size in SIZES:
+            rows = [row for row in found if row["set"] == f"test_calls_{size}"]
+            missed = [swapped for row in rows for swapped in swaps(row)]
+            total = sum(len(rare_words(row)) for row in rows)
+            print(f"| {name} | {size} | {len(missed)} of {total} | {sum(missed) / max(1, len(missed)):.0%} |")
+
+
+def rare_words(row: Mapping[str, Any]) -> set[str]:
+    """Listed words that are said: the calls say no other listed ones."""
+    return {one for one in listed(row) if one in f" {' '.join(raw_words(row['reference']))} "}
+
+
+def listed(row: Mapping[str, Any]) -> set[str]:
+    words = row["instruction"].partition("These words may be said: ")[2].split(", ")
+    return {f" {' '.join(raw_words(word))} " for word in words if word}
+
+
+def swaps(row: Mapping[str, Any]) -> list[bool]:
+    """Of each rare word that the reply has not: whether it has a listed one that is not said."""
+    reply, rare = f" {' '.join(raw_words(row['reply']))} ", rare_words(row)
+    has_another = any(one in reply for one in listed(row) - rare)
+    return [has_another for one in rare if one not in reply]
 
 
 def scores(out: Path, name: str) -> dict[int, dict[str, float]]:
