@@ -17,7 +17,6 @@ from rlspeech.config import EvaluateConfig, PipelineConfig
 from rlspeech.recipe import CONFIGS, dump_toml, find_recipe, load, stage_of
 
 FIRST_S = 4.0  # no kill before the command has begun
-SHARE = 1.2  # of the uncut time over the kills: twice the mean time to a kill; above 1, what is lost is made up for
 LEARNS = {"optim.steps": "3", "checkpoints.every_steps": "1", "held_out.samples": "1"}
 SHORT = {  # settings of a stage's shortened recipe
     "align": {"frames.steps": "80", "optim.steps": "3", "checkpoints.every_steps": "1"},
@@ -39,9 +38,9 @@ def main() -> None:
     length_s = json.loads((whole / "done.json").read_text())["seconds"]
     rng, cut = random.Random(args.seed), args.out / "cut"
     for number in range(1, args.kills + 1):
-        after_s = rng.uniform(FIRST_S, max(2 * FIRST_S, SHARE * length_s / args.kills))
+        after_s = rng.uniform(FIRST_S, max(2 * FIRST_S, args.share * length_s / args.kills))
         if not killed(start(args, cut), after_s):
-            raise SystemExit(f"{cut}: finished before kill {number}; choose another --seed, or fewer --kills")
+            raise SystemExit(f"{cut}: finished before kill {number}; lower --share")
         print(f"kill {number} of {args.kills}, {after_s:.0f} s after the start, in {under_way(cut)}", flush=True)
     if status := start(args, cut).wait():
         raise SystemExit(f"{cut}: ended with status {status}")
@@ -57,6 +56,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--uncut", type=Path, help="run folder of the same job that was left alone; default: made here")
     parser.add_argument("--short", action="store_true", help="a few steps of each stage")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument(
+        "--share", type=float, default=1.2, help="of the uncut time, twice the mean of all times to a kill together"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     return parser.parse_args()
 
