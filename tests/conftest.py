@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from rlspeech.plugins import shipped_names
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 LONG = 131_072  # tokens of a context that holds half an hour
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# No test is about time, and three processes share two cores.
+hypothesis.settings.register_profile("shared cores", deadline=None)
+hypothesis.settings.load_profile("shared cores")
 
 # Before any test module imports torch or transformers, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
