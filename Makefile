@@ -27,8 +27,8 @@ help: ## this list
 quickstart: .venv/installed ## a tiny speech LLM learns by alignment, SFT, distillation, DPO and RLBR, from nothing, on two cores
 	@$(RUN) .venv/bin/rlspeech pipeline recipes/tiny/quickstart.toml --resume $(ARGS)
 
-test: .venv/installed ## the test suite, in three processes; with ARGS="tests/test_x.py ..." what they name, in one
-	@$(RUN) .venv/bin/python $(if $(strip $(ARGS)),-m pytest $(ARGS),tests/parts.py)
+test: .venv/installed ## the test suite, in two processes; with ARGS="tests/test_x.py ..." what they name, in one
+	@$(RUN) .venv/bin/python $(if $(strip $(ARGS)),-m pytest $(ARGS),tests/halves.py)
 
 check: .venv/installed ## ruff, its formatter, pyright
 	@.venv/bin/ruff check .

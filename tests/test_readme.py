@@ -51,7 +51,7 @@ def test_make_commands_have_a_rule(command: str) -> None:
     words = shlex.split(command)
     listed = subprocess.run(["make", "-n", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert listed.returncode == 0, listed.stderr
-    expected = {"quickstart": "pipeline recipes/tiny/quickstart.toml", "test": "tests/parts.py"}.get(words[1], "")
+    expected = {"quickstart": "pipeline recipes/tiny/quickstart.toml", "test": "tests/halves.py"}.get(words[1], "")
     assert expected in listed.stdout
 
 

@@ -1,7 +1,7 @@
-"""The whole suite in three processes of one thread each: `make test` without ARGS. Lines begin with the part's number.
+"""The whole suite in two processes, one core each: `make test` without ARGS. Lines begin with the number of the half.
 
-A file is in one part, so that what its tests share is made once: files about student families, which share models;
-files that share engines and servers of the tiny pair; and the rest. Three, because engines wait while they start.
+A file is in one half, so that what its tests share is made once; so are all files about student families, which share
+models, and in the other half all that start an engine of the tiny pair.
 """
 
 import os
@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-FAMILIES = (
+FIRST = (
     "test_families",
     "test_meeting",
     "test_phi4mm",
@@ -20,29 +20,17 @@ FAMILIES = (
     "test_mixed",
     "test_parameters",
     "test_reply_logprobs",
-)
-ENGINES = (
-    "test_cluster",
-    "test_dpo_cluster",
-    "test_judge",
-    "test_pairs_cluster",
-    "test_parity",
-    "test_pool",
-    "test_rlbr_cluster",
-    "test_serve",
-    "test_teacher_http",
-    "test_teacher_prompts",
-    "test_vllm_engines",
-    "test_weight_sync",
+    "test_rlbr",
 )
 
 
-def parts() -> list[list[str]]:
+def halves() -> list[list[str]]:
     files = sorted(path.name for path in TESTS.glob("test_*.py"))
-    shared = [[name for name in files if name.startswith(part)] for part in (FAMILIES, ENGINES)]
-    rest = [name for name in files if not any(name in part for part in shared)]
-    named = [[f"tests/{name}" for name in part] for part in (*shared, rest)]
-    return [*named[:-1], [*named[-1], "rlspeech", "reward_models", "data_synth"]]
+    first = [name for name in files if name.startswith(FIRST)]
+    return [
+        [f"tests/{name}" for name in first],
+        [*(f"tests/{name}" for name in files if name not in first), "rlspeech", "reward_models", "data_synth"],
+    ]
 
 
 def tell(number: int, process: subprocess.Popen) -> None:
@@ -52,20 +40,20 @@ def tell(number: int, process: subprocess.Popen) -> None:
 
 
 def main() -> int:
-    # All parts want the tiny pair: it is assembled before they begin.
+    # Both halves want the tiny pair: it is assembled before they begin.
     made = "from rlspeech.catalog import fetch, resolve; fetch(resolve('tiny')); fetch(resolve('tiny-llm'))"
     subprocess.run([sys.executable, "-c", made], check=True, cwd=TESTS.parent)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *part, *sys.argv[1:]],
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *half, *sys.argv[1:]],
             cwd=TESTS.parent,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for part in parts()
+        for half in halves()
     ]
     readers = [threading.Thread(target=tell, args=(i, process)) for i, process in enumerate(running, 1)]
     for reader in readers:
