@@ -209,8 +209,8 @@ def test_hidden_states_and_gradients_are_those_of_plain_sequences(family: str, a
         for prompt, reply in (member for group in groups for member in group):
             states = model.model(input_ids=torch.tensor([prompt + reply]), use_cache=False).last_hidden_state[0]
             apart.append(states[len(prompt) - 1 : len(prompt) + len(reply) - 1])
-        torch.testing.assert_close(together, torch.cat(apart), atol=1e-8, rtol=0)
-        # the model's norms and rotations are float32 whatever its dtype
+        # the model's norms and rotations are float32 whatever its dtype, and CPUs without AVX-512 round otherwise
+        torch.testing.assert_close(together, torch.cat(apart), atol=1e-6, rtol=0)
         torch.testing.assert_close(_gradients(model, together), _gradients(model, torch.cat(apart)), atol=1e-5, rtol=0)
 
     prefix = [5, 6, 7, 8, 9]
