@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LONG = 131_072  # tokens of a context that holds half an hour
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Hypothesis fails an example that takes 200 ms: no test here is about time, and the halves of the suite share two cores.
+# Hypothesis fails an example that takes 200 ms: no test here is about time, and the suite's halves share two cores.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
